@@ -1,0 +1,15 @@
+//! The plain types that coordinator and worker speak about: no tensor library, no transport.
+//!
+//! Everything here is data. What comes off the wire is turned into these types by
+//! [`crate::convert`], the only place that validates messages.
+
+mod array;
+mod model;
+mod task;
+
+pub use array::{Array, ShapeError};
+pub use model::{
+    BetaSchedule, Component, Dtype, Fingerprint, ModelDescription, NumericClass, PredictionType, Preset,
+    ScheduleConfig, TimestepSpacing,
+};
+pub use task::{Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding};
