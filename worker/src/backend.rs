@@ -1,0 +1,84 @@
+//! What a worker can compute: four questions about plain arrays.
+//!
+//! [`Backend`] is the line between the worker's bookkeeping and its networks. No tensor type
+//! crosses it, so a fake is a few lines and nothing outside [`crate::model`] can touch a device.
+//! A backend holds no state that decides a result: the same question always has the same answer,
+//! to the bit, within one [`NumericClass`](gigasmith_proto::domain::NumericClass).
+
+use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, NoiseTask, TextEncoding};
+
+use crate::model::LoadError;
+
+/// Why a question could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// A name in [`NoiseTask::pag`] that the model does not have.
+    #[error("unknown attention block `{name}` for perturbed-attention guidance; use {available}")]
+    UnknownPagBlock {
+        /// The name given.
+        name: String,
+        /// What would be accepted, as a phrase.
+        available: String,
+    },
+    /// Guidance above 1 without anything to guide away from.
+    #[error(
+        "guidance scale {guidance_scale} needs a negative conditioning, and none was given; send one, \
+         or a guidance scale of at most 1"
+    )]
+    MissingNegative {
+        /// The scale asked for.
+        guidance_scale: f32,
+    },
+    /// An array of a shape that the model cannot take.
+    #[error("{what} has shape {actual:?}; this model needs {expected}")]
+    Shape {
+        /// Which input.
+        what: &'static str,
+        /// Its shape.
+        actual: Vec<usize>,
+        /// What was expected, as a phrase.
+        expected: String,
+    },
+    /// A component's files failed to load when they were first needed.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The device failed (out of memory, a driver error).
+    #[error("the device failed while computing {what}: {message}")]
+    Device {
+        /// Which answer was being computed.
+        what: &'static str,
+        /// What the tensor library said.
+        message: String,
+    },
+}
+
+impl BackendError {
+    /// Whether the question itself is at fault, so that asking another worker of the same model is
+    /// no use.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::UnknownPagBlock { .. } | Self::MissingNegative { .. } | Self::Shape { .. })
+    }
+}
+
+/// One model on one device.
+pub trait Backend: Send {
+    /// The model: sizes, schedule, fingerprints, numeric class.
+    fn describe(&self) -> &ModelDescription;
+
+    /// Encodes a prompt with both text encoders.
+    fn encode_text(&mut self, prompt: &str) -> Result<TextEncoding, BackendError>;
+
+    /// The network's guided output for a window, shaped as the window (epsilon or v, as the model
+    /// predicts). `conditioning` is the one that `task.conditioning` names.
+    fn predict_noise(&mut self, task: &NoiseTask, conditioning: &Conditioning)
+    -> Result<Array, BackendError>;
+
+    /// Mean and log-variance, in that order, of an image tile (3, h, w) with values in [-1, 1]:
+    /// (2 C, h / f, w / f) for a VAE of C channels and factor f. The log-variance is clamped to
+    /// [-30, 20]. `h` and `w` are multiples of f.
+    fn encode_tile(&mut self, image: &Array) -> Result<Array, BackendError>;
+
+    /// The image (3, f h, f w) of a latent tile (C, h, w) already divided by the scaling factor;
+    /// nominally in [-1, 1], not clamped.
+    fn decode_tile(&mut self, latent: &Array) -> Result<Array, BackendError>;
+}

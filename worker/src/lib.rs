@@ -1,0 +1,10 @@
+//! The worker of gigasmith: one device, one model, one question: *what noise is in this patch?*
+//!
+//! [`model`] holds the networks and is the only place with tensor types; [`backend`] is the plain
+//! interface in front of it; [`device`] is the thread that owns it; [`session`] carries questions and
+//! answers between that thread and a coordinator.
+
+pub mod backend;
+pub mod device;
+pub mod model;
+pub mod session;

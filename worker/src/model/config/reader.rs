@@ -1,0 +1,198 @@
+//! Typed access to one JSON configuration file, with errors that name file, key and value.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use crate::model::error::LoadError;
+use crate::model::files::ModelFiles;
+
+/// One configuration file. Remembers which keys were read, so that the others can be reported.
+pub(crate) struct Reader {
+    file: String,
+    map: Map<String, Value>,
+    read: RefCell<BTreeSet<String>>,
+}
+
+impl Reader {
+    /// Opens `path`, which must hold a JSON object.
+    pub(crate) fn open(files: &ModelFiles, path: &str) -> Result<Self, LoadError> {
+        let file = files.name(path);
+        match files.json(path)? {
+            Value::Object(map) => Ok(Self { file, map, read: RefCell::default() }),
+            _ => Err(LoadError::Json { file, reason: "it must be an object".into() }),
+        }
+    }
+
+    /// The value, or `None` where it is missing or null.
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+        self.read.borrow_mut().insert(key.to_owned());
+        self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// An error about `key`.
+    pub(crate) fn error(&self, key: &str, expected: impl Into<String>) -> LoadError {
+        LoadError::Config {
+            file: self.file.clone(),
+            key: key.into(),
+            value: self.map.get(key).map_or("missing".into(), Value::to_string),
+            expected: expected.into(),
+        }
+    }
+
+    /// A count; `default` where it is missing.
+    pub(crate) fn usize_or(&self, key: &str, default: usize) -> Result<usize, LoadError> {
+        self.get(key).map_or(Ok(default), |v| {
+            v.as_u64().map(|n| n as usize).ok_or_else(|| self.error(key, "a whole number is needed"))
+        })
+    }
+
+    /// A count that must be there, at least 1.
+    pub(crate) fn size(&self, key: &str) -> Result<usize, LoadError> {
+        match self.get(key).and_then(Value::as_u64) {
+            Some(n) if n >= 1 => Ok(n as usize),
+            _ => Err(self.error(key, "a whole number above 0 is needed")),
+        }
+    }
+
+    /// A number; `default` where it is missing.
+    pub(crate) fn f64_or(&self, key: &str, default: f64) -> Result<f64, LoadError> {
+        self.get(key).map_or(Ok(default), |v| v.as_f64().ok_or_else(|| self.error(key, "a number is needed")))
+    }
+
+    /// True or false; `default` where it is missing.
+    pub(crate) fn bool_or(&self, key: &str, default: bool) -> Result<bool, LoadError> {
+        self.get(key)
+            .map_or(Ok(default), |v| v.as_bool().ok_or_else(|| self.error(key, "true or false is needed")))
+    }
+
+    /// A text; `default` where it is missing.
+    pub(crate) fn str_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str, LoadError> {
+        self.get(key).map_or(Ok(default), |v| v.as_str().ok_or_else(|| self.error(key, "a text is needed")))
+    }
+
+    /// A list of texts that must be there.
+    pub(crate) fn strings(&self, key: &str) -> Result<Vec<String>, LoadError> {
+        let list = self.get(key).and_then(Value::as_array);
+        list.and_then(|l| l.iter().map(|v| v.as_str().map(str::to_owned)).collect())
+            .ok_or_else(|| self.error(key, "a list of texts is needed"))
+    }
+
+    /// A list of counts that must be there and not be empty.
+    pub(crate) fn sizes(&self, key: &str) -> Result<Vec<usize>, LoadError> {
+        let list = self.get(key).and_then(Value::as_array);
+        list.and_then(|l| l.iter().map(|v| v.as_u64().map(|n| n as usize)).collect())
+            .filter(|l: &Vec<usize>| !l.is_empty() && !l.contains(&0))
+            .ok_or_else(|| self.error(key, "a list of whole numbers above 0 is needed"))
+    }
+
+    /// One count for all `n` places, or a list of `n`.
+    pub(crate) fn size_per(&self, key: &str, default: usize, n: usize) -> Result<Vec<usize>, LoadError> {
+        match self.get(key) {
+            None => Ok(vec![default; n]),
+            Some(Value::Array(_)) => {
+                let list = self.sizes(key)?;
+                if list.len() == n {
+                    Ok(list)
+                } else {
+                    Err(self.error(key, format!("{n} numbers are needed")))
+                }
+            }
+            Some(_) => Ok(vec![self.size(key)?; n]),
+        }
+    }
+
+    /// Fails unless the value is missing, null, or one of `allowed`.
+    pub(crate) fn require(&self, key: &str, allowed: &[Value]) -> Result<(), LoadError> {
+        let Some(value) = self.get(key) else { return Ok(()) };
+        if allowed.contains(value) {
+            return Ok(());
+        }
+        let names: Vec<String> = allowed.iter().map(Value::to_string).collect();
+        let allowed = if names.is_empty() { "null".into() } else { names.join(" or ") };
+        Err(self.error(key, format!("only {allowed} is supported")))
+    }
+
+    /// Marks keys that decide nothing here.
+    pub(crate) fn ignore(&self, keys: &[&str]) {
+        self.read.borrow_mut().extend(keys.iter().map(|k| (*k).to_owned()));
+    }
+
+    /// Warns of keys with a value that nobody read: a newer format may mean something by them.
+    pub(crate) fn warn_unread(&self) {
+        let read = self.read.borrow();
+        for (key, value) in &self.map {
+            let quiet = key.starts_with('_') || value.is_null() || value == &Value::Bool(false);
+            if !quiet && !read.contains(key) {
+                tracing::warn!(file = %self.file, %key, %value, "unknown configuration key ignored");
+            }
+        }
+    }
+}
+
+/// The configuration as text that does not depend on the order of keys or on who wrote the file:
+/// what enters a fingerprint.
+pub(crate) fn canonical(value: &Value) -> String {
+    const PROVENANCE: [&str; 5] =
+        ["_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "_commit_hash"];
+    match value {
+        Value::Object(map) => {
+            let mut keys: Vec<&String> = map.keys().filter(|k| !PROVENANCE.contains(&k.as_str())).collect();
+            keys.sort();
+            let items: Vec<String> = keys
+                .iter()
+                .map(|k| format!("{}:{}", Value::String((*k).clone()), canonical(&map[*k])))
+                .collect();
+            format!("{{{}}}", items.join(","))
+        }
+        Value::Array(list) => {
+            format!("[{}]", list.iter().map(canonical).collect::<Vec<_>>().join(","))
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reader(value: Value) -> Reader {
+        let Value::Object(map) = value else { unreachable!("tests pass objects") };
+        Reader { file: "unet/config.json".into(), map, read: RefCell::default() }
+    }
+
+    #[test]
+    fn errors_name_file_key_and_value() {
+        let r = reader(json!({"act_fn": "mish", "sample_size": -1}));
+        assert_eq!(
+            r.require("act_fn", &[json!("silu"), json!("swish")]).unwrap_err().to_string(),
+            "unet/config.json: `act_fn` is \"mish\"; only \"silu\" or \"swish\" is supported"
+        );
+        assert_eq!(
+            r.size("sample_size").unwrap_err().to_string(),
+            "unet/config.json: `sample_size` is -1; a whole number above 0 is needed"
+        );
+        assert!(r.sizes("absent").unwrap_err().to_string().contains("`absent` is missing"));
+    }
+
+    #[test]
+    fn one_number_stands_for_all_places() {
+        let r = reader(json!({"a": 2, "b": [1, 2, 3]}));
+        assert_eq!(r.size_per("a", 9, 3).unwrap(), [2, 2, 2]);
+        assert_eq!(r.size_per("b", 9, 3).unwrap(), [1, 2, 3]);
+        assert_eq!(r.size_per("c", 9, 2).unwrap(), [9, 9]);
+        assert!(r.size_per("b", 9, 2).is_err());
+    }
+
+    #[test]
+    fn the_canonical_form_forgets_order_and_provenance() {
+        let a: Value =
+            serde_json::from_str(r#"{"b": [1, {"y": 1, "x": 2}], "a": 1.5, "_name_or_path": "x"}"#).unwrap();
+        let b: Value = serde_json::from_str(r#"{"a":1.5,"b":[1,{"x":2,"y":1}]}"#).unwrap();
+        assert_eq!(canonical(&a), canonical(&b));
+        assert_eq!(canonical(&b), r#"{"a":1.5,"b":[1,{"x":2,"y":1}]}"#);
+    }
+}

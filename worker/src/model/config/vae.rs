@@ -1,0 +1,76 @@
+//! `vae/config.json`: AutoencoderKL.
+
+use serde_json::json;
+
+use super::Reader;
+use crate::model::error::LoadError;
+use crate::model::files::ModelFiles;
+
+/// An AutoencoderKL (Rombach et al., arXiv 2112.10752).
+#[derive(Debug, Clone)]
+pub(crate) struct VaeConfig {
+    pub(crate) block_out_channels: Vec<usize>,
+    pub(crate) layers_per_block: usize,
+    pub(crate) latent_channels: usize,
+    pub(crate) norm_num_groups: usize,
+    /// Native side in image pixels: the published tile.
+    pub(crate) sample_size: usize,
+    pub(crate) scaling_factor: f64,
+    /// The weights overflow in f16.
+    pub(crate) force_upcast: bool,
+    pub(crate) use_quant_conv: bool,
+    pub(crate) use_post_quant_conv: bool,
+    pub(crate) mid_block_add_attention: bool,
+}
+
+impl VaeConfig {
+    /// Image pixels per latent pixel and axis.
+    pub(crate) fn factor(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
+    /// Reads `vae/config.json`.
+    pub(crate) fn read(files: &ModelFiles) -> Result<Self, LoadError> {
+        let r = Reader::open(files, "vae/config.json")?;
+        r.require("act_fn", &[json!("silu"), json!("swish")])?;
+        for (key, value) in [("in_channels", 3), ("out_channels", 3)] {
+            r.require(key, &[json!(value)])?;
+        }
+        for key in ["latents_mean", "latents_std", "shift_factor"] {
+            r.require(key, &[])?;
+        }
+        r.require("shift_factor", &[json!(0.0), json!(0)])?;
+        r.ignore(&["_class_name"]);
+        let channels = r.sizes("block_out_channels")?;
+        for (key, class) in
+            [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
+        {
+            let types = r.strings(key)?;
+            if types.len() != channels.len() || types.iter().any(|t| t != class) {
+                return Err(r.error(key, format!("{} times \"{class}\" is needed", channels.len())));
+            }
+        }
+        let groups = r.usize_or("norm_num_groups", 32)?;
+        if groups == 0 || channels.iter().any(|c| c % groups != 0) {
+            return Err(r.error("norm_num_groups", format!("it must divide every width of {channels:?}")));
+        }
+        let scaling_factor = r.f64_or("scaling_factor", 0.18215)?;
+        if !(scaling_factor.is_finite() && scaling_factor > 0.0) {
+            return Err(r.error("scaling_factor", "a number above 0 is needed"));
+        }
+        let config = Self {
+            layers_per_block: r.usize_or("layers_per_block", 1)?,
+            latent_channels: r.usize_or("latent_channels", 4)?,
+            norm_num_groups: groups,
+            sample_size: r.size("sample_size")?,
+            scaling_factor,
+            force_upcast: r.bool_or("force_upcast", true)?,
+            use_quant_conv: r.bool_or("use_quant_conv", true)?,
+            use_post_quant_conv: r.bool_or("use_post_quant_conv", true)?,
+            mid_block_add_attention: r.bool_or("mid_block_add_attention", true)?,
+            block_out_channels: channels,
+        };
+        r.warn_unread();
+        Ok(config)
+    }
+}

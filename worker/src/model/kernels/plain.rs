@@ -1,0 +1,104 @@
+//! The same operations in candle's own: what runs on GPUs, and what the CPU kernels are tested
+//! against.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::{AttentionSpec, Mask, Padding};
+
+/// Scores held at once, at most: 64 Mi values.
+const SCORES: usize = 1 << 26;
+
+/// See [`super::linear`].
+pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (batch, rows, inner) = x.dims3()?;
+    let columns = weight.dim(0)?;
+    let flat = x.contiguous()?.reshape((batch * rows, inner))?;
+    let out = flat.matmul(&weight.t()?)?.reshape((batch, rows, columns))?;
+    match bias {
+        Some(bias) => out.broadcast_add(bias),
+        None => Ok(out),
+    }
+}
+
+/// See [`super::linear_rows`].
+pub(super) fn linear_rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let transposed = weight.t()?;
+    let rows: Vec<Tensor> =
+        (0..x.dim(0)?).map(|i| x.narrow(0, i, 1)?.matmul(&transposed)).collect::<Result<_>>()?;
+    let out = Tensor::cat(&rows, 0)?;
+    match bias {
+        Some(bias) => out.broadcast_add(bias),
+        None => Ok(out),
+    }
+}
+
+/// See [`super::conv2d`].
+pub(super) fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    stride: usize,
+    padding: Padding,
+) -> Result<Tensor> {
+    let Padding { before, after } = padding;
+    let out = if before == after {
+        x.conv2d(weight, before, stride, 1, 1)?
+    } else {
+        let padded = x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
+        padded.conv2d(weight, 0, stride, 1, 1)?
+    };
+    out.broadcast_add(&bias.reshape((1, (), 1, 1))?)
+}
+
+/// See [`super::group_norm`]. Statistics in f32.
+pub(super) fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    let grouped = x.to_dtype(DType::F32)?.reshape((batch, groups, ()))?;
+    let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normal = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape((batch, channels, h, w))?;
+    let shape = (1, channels, 1, 1);
+    let scaled = normal.broadcast_mul(&weight.to_dtype(DType::F32)?.reshape(shape)?)?;
+    let out = scaled.broadcast_add(&bias.to_dtype(DType::F32)?.reshape(shape)?)?;
+    let out = if silu { out.silu()? } else { out };
+    out.to_dtype(x.dtype())
+}
+
+/// See [`super::geglu`].
+pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
+    let halves = x.chunk(2, D::Minus1)?;
+    halves[0].contiguous()? * halves[1].contiguous()?.gelu_erf()?
+}
+
+/// See [`super::attention`].
+pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> Result<Tensor> {
+    let (batch, sq, width) = q.dims3()?;
+    let sk = k.dim(1)?;
+    let d = width / spec.heads;
+    let split = |t: &Tensor, s: usize| t.reshape((batch, s, spec.heads, d))?.transpose(1, 2)?.contiguous();
+    let (q, k, v) = (split(q, sq)?, split(k, sk)?, split(v, sk)?);
+    let dtype = v.dtype();
+    let wide = if spec.upcast { DType::F32 } else { dtype };
+    let (q, k) = ((q.to_dtype(wide)? / (d as f64).sqrt())?, k.to_dtype(wide)?.t()?.contiguous()?);
+    let block = (SCORES / (batch * spec.heads * sk)).clamp(1, sq);
+    let mut blocks = Vec::new();
+    for start in (0..sq).step_by(block) {
+        let rows = block.min(sq - start);
+        let mut scores = q.narrow(2, start, rows)?.contiguous()?.matmul(&k)?.to_dtype(DType::F32)?;
+        if spec.mask == Mask::Causal {
+            let hidden = (start..start + rows)
+                .flat_map(|i| (0..sk).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 }))
+                .collect::<Vec<_>>();
+            scores = scores.broadcast_add(&Tensor::from_vec(hidden, (rows, sk), scores.device())?)?;
+        }
+        blocks.push(candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(dtype)?.matmul(&v)?);
+    }
+    Tensor::cat(&blocks, 2)?.transpose(1, 2)?.contiguous()?.reshape((batch, sq, width))
+}

@@ -1,0 +1,117 @@
+//! The CPU kernels against candle's own operations.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::*;
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1f32, shape, &Device::Cpu).unwrap()
+}
+
+/// Relative L2 distance.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.dims(), b.dims());
+    let norm = |t: &Tensor| -> Result<f64> { Ok(f64::from(t.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt()) };
+    norm(&(a - b).unwrap()).unwrap() / norm(b).unwrap()
+}
+
+#[test]
+fn convolutions_agree_with_candle() {
+    let cases = [
+        // batch, ci, co, h, w, kernel, stride, before, after
+        (2, 5, 7, 9, 11, 3, 1, 1, 1),
+        (1, 70, 33, 17, 30, 3, 1, 1, 1),
+        (2, 64, 300, 6, 5, 3, 2, 1, 1),
+        (1, 9, 8, 13, 14, 3, 2, 0, 1),
+        (1, 3, 4, 3, 900, 3, 1, 1, 1),
+        (2, 40, 24, 8, 8, 1, 1, 0, 0),
+        (1, 4, 6, 8, 8, 5, 1, 2, 2),
+        (1, 2, 3, 1, 1, 3, 1, 1, 1),
+        (1, 2, 3, 1, 1, 3, 2, 1, 1),
+    ];
+    for (b, ci, co, h, w, k, stride, before, after) in cases {
+        let (x, weight, bias) = (random(&[b, ci, h, w]), random(&[co, ci, k, k]), random(&[co]));
+        let padding = Padding { before, after };
+        let got = conv2d(&x, &weight, &bias, stride, padding).unwrap();
+        let exact = plain::conv2d(&x, &weight, &bias, stride, padding).unwrap();
+        assert!(distance(&got, &exact) < 2e-6, "{ci}->{co} {h}x{w} k{k} s{stride}");
+    }
+}
+
+#[test]
+fn linear_layers_agree_with_candle() {
+    for (b, s, k, n) in [(2, 300, 70, 500), (1, 1, 2000, 3), (3, 77, 1100, 129)] {
+        let (x, w, bias) = (random(&[b, s, k]), random(&[n, k]), random(&[n]));
+        let exact = plain::linear(&x, &w, Some(&bias)).unwrap();
+        assert!(distance(&linear(&x, &w, Some(&bias)).unwrap(), &exact) < 2e-6);
+        let planes = linear_to_planes(&x, &w, Some(&bias)).unwrap().transpose(1, 2).unwrap();
+        assert!(distance(&planes.contiguous().unwrap(), &exact) < 2e-6);
+        let strided = random(&[b, k, s]).transpose(1, 2).unwrap();
+        let exact = plain::linear(&strided, &w, None).unwrap();
+        assert!(distance(&linear(&strided, &w, None).unwrap(), &exact) < 2e-6);
+        let rows = x.get(0).unwrap();
+        let exact = plain::linear_rows(&rows, &w, Some(&bias)).unwrap();
+        assert!(distance(&linear_rows(&rows, &w, Some(&bias)).unwrap(), &exact) < 2e-6);
+    }
+}
+
+#[test]
+fn attention_agrees_with_candle() {
+    for (b, sq, sk, heads, d) in [(2, 130, 130, 3, 20), (1, 65, 77, 2, 64), (1, 9, 9, 1, 600)] {
+        let width = heads * d;
+        let (q, k, v) = (random(&[b, sq, width]), random(&[b, sk, width]), random(&[b, sk, width]));
+        for mask in [Mask::None, Mask::Causal] {
+            let spec = AttentionSpec { heads, mask, upcast: false };
+            let exact = plain::attention(&q, &k, &v, spec).unwrap();
+            assert!(distance(&attention(&q, &k, &v, spec).unwrap(), &exact) < 2e-6);
+        }
+    }
+}
+
+#[test]
+fn norms_and_gates_agree_with_candle() {
+    let x = (random(&[2, 12, 17, 9]) + 3.0).unwrap();
+    let (w, b) = (random(&[12]), random(&[12]));
+    for silu in [false, true] {
+        let exact = plain::group_norm(&x, &w, &b, 4, 1e-5, silu).unwrap();
+        assert!(distance(&group_norm(&x, &w, &b, 4, 1e-5, silu).unwrap(), &exact) < 2e-6);
+    }
+    let x = random(&[2, 35, 70]);
+    let (w, b) = (random(&[70]), random(&[70]));
+    let exact = candle_nn::ops::layer_norm(&x, &w, &b, 1e-5).unwrap();
+    assert!(distance(&layer_norm(&x, &w, &b, 1e-5).unwrap(), &exact) < 2e-6);
+    assert!(distance(&geglu(&x).unwrap(), &plain::geglu(&x).unwrap()) < 2e-6);
+}
+
+#[test]
+fn resizing_picks_the_nearest_pixel_below() {
+    let x = random(&[1, 2, 5, 4]);
+    for (h, w) in [(10, 8), (9, 7), (9, 8)] {
+        let exact = x.upsample_nearest2d(h, w).unwrap();
+        assert_eq!(distance(&upsample(&x, h, w).unwrap(), &exact), 0.0);
+    }
+}
+
+/// Bytes must not depend on threads or on the other rows of a batch.
+#[test]
+fn threads_and_batch_do_not_change_a_bit() {
+    let bits = |t: Tensor| -> Vec<u32> {
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    };
+    let (x, w, b) = (random(&[2, 70, 19, 23]), random(&[90, 70, 3, 3]), random(&[90]));
+    let (t, tw) = (random(&[2, 300, 600]), random(&[200, 600]));
+    let spec = AttentionSpec { heads: 4, mask: Mask::None, upcast: false };
+    let run = |x: &Tensor, t: &Tensor| {
+        let mut all = bits(conv2d(x, &w, &b, 1, Padding::all(1)).unwrap().narrow(0, 0, 1).unwrap());
+        all.extend(bits(linear(t, &tw, None).unwrap().narrow(0, 0, 1).unwrap()));
+        all.extend(bits(attention(t, t, t, spec).unwrap().narrow(0, 0, 1).unwrap()));
+        all
+    };
+    let on = |threads: usize, x: &Tensor, t: &Tensor| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| run(x, t))
+    };
+    let one = on(1, &x, &t);
+    assert!(one == on(2, &x, &t) && one == on(5, &x, &t), "the number of threads changed the result");
+    let (x1, t1) = (x.narrow(0, 0, 1).unwrap(), t.narrow(0, 0, 1).unwrap());
+    assert!(one == on(2, &x1, &t1), "the batch changed the result");
+}

@@ -1,0 +1,32 @@
+//! The networks: where their files come from, what their configurations mean, and how they run on a
+//! device. The only place with tensor types; what leaves it is plain data.
+//!
+//! Invariants: the same question has the same answer to the bit, whatever the number of threads or
+//! what was asked before; a configuration that is not understood is an error, never a guess; weights
+//! that the configuration has no place for are an error too.
+
+mod clip;
+mod config;
+mod error;
+mod files;
+mod fingerprint;
+mod guidance;
+mod hub;
+mod kernels;
+mod layers;
+mod layout;
+mod pocket;
+mod resnet;
+mod sdxl;
+mod select;
+mod source;
+mod tokenizer;
+mod unet;
+mod vae;
+mod weights;
+
+pub use error::LoadError;
+pub use hub::{HubError, HubOptions};
+pub use sdxl::{LoadOptions, SdxlModel, load};
+pub use select::DeviceChoice;
+pub use source::ModelSource;

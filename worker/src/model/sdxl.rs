@@ -1,0 +1,388 @@
+//! An SDXL model on a device: loading, describing, and answering.
+//!
+//! Loading reads configurations, checks every tensor's name and shape, and hashes every weight, but
+//! places none. Components are placed when they are first needed and dropped when others are: text
+//! encoders when anything else is asked, the VAE on a GPU when patches start. The noise predictor
+//! stays.
+
+use candle_core::{DType, Device, Tensor};
+use gigasmith_proto::domain::{
+    Array, Component, Conditioning, Dtype, ModelDescription, NoiseTask, TextEncoding,
+};
+
+use super::clip::{ClipText, side_by_side};
+use super::config::{ModelIndex, PresetFile, TextConfig, UnetConfig, VaeConfig, read_schedule};
+use super::error::LoadError;
+use super::files::ModelFiles;
+use super::fingerprint::Content;
+use super::guidance::{combine, resolve_blocks};
+use super::hub::{self, HubOptions};
+use super::select::{DeviceChoice, candle_dtype, dtype_for, numeric_class};
+use super::source::ModelSource;
+use super::tokenizer::Tokenizer;
+use super::unet::{Perturbed, Unet, UnetInput, pag_names};
+use super::vae::Vae;
+use super::weights::{Mode, Weights};
+use super::{layout, pocket};
+use crate::backend::{Backend, BackendError};
+
+/// How to load a model.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// What to compute in; `None` for f32 on a CPU and f16 on a GPU.
+    pub dtype: Option<Dtype>,
+    /// How to reach the hub.
+    pub hub: HubOptions,
+}
+
+/// Finds, checks and opens a model. Fetches it first where it is the hub's.
+pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<SdxlModel, LoadError> {
+    let device = options.device.open()?;
+    let dtype = dtype_for(&device, options.dtype);
+    let prefer_half = dtype != Dtype::F32;
+    let files = match source {
+        ModelSource::Pocket => ModelFiles::Embedded(pocket::FILES),
+        ModelSource::Folder(path) => ModelFiles::Folder(path.clone()),
+        ModelSource::Hub { id, revision } => {
+            ModelFiles::Folder(hub::fetch(&options.hub, id, revision.as_deref(), prefer_half)?)
+        }
+    };
+    if let ModelFiles::Folder(path) = &files
+        && !files.exists("model_index.json")
+    {
+        return Err(LoadError::NotAModel(path.clone()));
+    }
+    SdxlModel::open(&files, source.name(), device, dtype)
+}
+
+/// The configurations of all components.
+#[derive(Debug)]
+struct Configs {
+    text: [TextConfig; 2],
+    unet: UnetConfig,
+    vae: VaeConfig,
+}
+
+impl Configs {
+    fn read(files: &ModelFiles) -> Result<Self, LoadError> {
+        let configs = Self {
+            text: [
+                TextConfig::read(files, "text_encoder", false)?,
+                TextConfig::read(files, "text_encoder_2", true)?,
+            ],
+            unet: UnetConfig::read(files)?,
+            vae: VaeConfig::read(files)?,
+        };
+        configs.check(files)?;
+        Ok(configs)
+    }
+
+    /// The components must fit each other.
+    fn check(&self, files: &ModelFiles) -> Result<(), LoadError> {
+        let width = self.text[0].hidden_size + self.text[1].hidden_size;
+        let pooled = self.text[1].projection.unwrap_or(0);
+        let pairs = [
+            ("cross_attention_dim", self.unet.cross_dim(), width, "the text encoders' widths add up to"),
+            ("in_channels", self.unet.in_channels, self.vae.latent_channels, "the VAE's latents have"),
+            (
+                "projection_class_embeddings_input_dim",
+                self.unet.projection_input_dim,
+                pooled + 6 * self.unet.addition_time_embed_dim,
+                "pooled text and time ids add up to",
+            ),
+        ];
+        for (key, value, other, what) in pairs {
+            if value != other {
+                return Err(LoadError::Config {
+                    file: files.name("unet/config.json"),
+                    key: key.into(),
+                    value: value.to_string(),
+                    expected: format!("{what} {other}"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The text encoders while they are placed.
+#[derive(Debug)]
+struct Text([ClipText; 2]);
+
+/// An SDXL model on a device.
+#[derive(Debug)]
+pub struct SdxlModel {
+    device: Device,
+    dtype: DType,
+    configs: Configs,
+    /// In the order of [`layout::WEIGHTED`].
+    weights: [Weights; 4],
+    tokenizers: [Tokenizer; 2],
+    description: ModelDescription,
+    text: Option<Text>,
+    unet: Option<Unet>,
+    vae: Option<Vae>,
+}
+
+const TEXT: [usize; 2] = [0, 1];
+const UNET: usize = 2;
+const VAE: usize = 3;
+
+impl SdxlModel {
+    fn open(files: &ModelFiles, name: String, device: Device, dtype: Dtype) -> Result<Self, LoadError> {
+        let index = ModelIndex::read(files)?;
+        let presets = PresetFile::read(files)?;
+        let schedule = read_schedule(files)?;
+        let configs = Configs::read(files)?;
+        let prefer_half = dtype != Dtype::F32;
+        let open = |i: usize| {
+            let (folder, stem) = layout::WEIGHTED[i];
+            Weights::open(files, folder, stem, prefer_half)
+        };
+        let weights = [open(0)?, open(1)?, open(2)?, open(3)?];
+        let tokenizer = |folder: &str, config: &TextConfig| {
+            Tokenizer::load(files, folder, config.max_positions, config.vocab_size)
+        };
+        let tokenizers =
+            [tokenizer("tokenizer", &configs.text[0])?, tokenizer("tokenizer_2", &configs.text[1])?];
+        let description = ModelDescription {
+            name,
+            fingerprints: fingerprints(files, &weights, &tokenizers)?,
+            numeric_class: numeric_class(&device, dtype),
+            patch_side: configs.unet.sample_size as u32,
+            latent_channels: configs.unet.in_channels as u32,
+            latent_factor: configs.vae.factor() as u32,
+            scaling_factor: configs.vae.scaling_factor as f32,
+            vae_tile: configs.vae.sample_size as u32,
+            force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
+            schedule,
+            pag_blocks: pag_names(&configs.unet),
+            native_sizes: native_sizes(&presets, &configs),
+            preset: presets.preset(),
+        };
+        let dtype = candle_dtype(dtype);
+        let model = Self {
+            device,
+            dtype,
+            configs,
+            weights,
+            tokenizers,
+            description,
+            text: None,
+            unet: None,
+            vae: None,
+        };
+        model.check_weights()?;
+        Ok(model)
+    }
+
+    /// Checks every tensor's name and shape without reading any.
+    fn check_weights(&self) -> Result<(), LoadError> {
+        self.build_text(Mode::Check)?;
+        self.build_unet(Mode::Check)?;
+        self.build_vae(Mode::Check)?;
+        Ok(())
+    }
+
+    fn build_text(&self, mode: Mode) -> Result<Text, LoadError> {
+        let dtype = if self.device.is_cpu() { DType::F32 } else { self.dtype };
+        let one = |i: usize| {
+            self.weights[TEXT[i]]
+                .build(mode, &self.device, dtype, |scope| ClipText::load(scope, &self.configs.text[i]))
+        };
+        Ok(Text([one(0)?, one(1)?]))
+    }
+
+    fn build_unet(&self, mode: Mode) -> Result<Unet, LoadError> {
+        let (config, dtype) = (&self.configs.unet, self.dtype);
+        self.weights[UNET].build(mode, &self.device, dtype, |scope| Unet::load(scope, config, dtype))
+    }
+
+    fn build_vae(&self, mode: Mode) -> Result<Vae, LoadError> {
+        let config = &self.configs.vae;
+        let overflows = self.dtype == DType::F16 && config.force_upcast;
+        let dtype = if overflows { DType::F32 } else { self.dtype };
+        self.weights[VAE].build(mode, &self.device, dtype, |scope| Vae::load(scope, config, dtype))
+    }
+
+    fn tensor(&self, array: &Array) -> candle_core::Result<Tensor> {
+        Tensor::from_slice(array.data(), array.shape(), &Device::Cpu)?.unsqueeze(0)?.to_device(&self.device)
+    }
+
+    fn vae(&mut self) -> Result<&Vae, BackendError> {
+        self.text = None;
+        if self.vae.is_none() {
+            self.vae = Some(self.build_vae(Mode::Read)?);
+        }
+        Ok(self.vae.as_ref().expect("placed above"))
+    }
+
+    /// A batch row each for the negative (where it is needed), the prompt, and the perturbed prompt.
+    fn batch(&self, task: &NoiseTask, conditioning: &Conditioning) -> Result<[Tensor; 3], BackendError> {
+        let mut text = Vec::new();
+        if task.uses_negative() {
+            let missing = BackendError::MissingNegative { guidance_scale: task.guidance_scale };
+            let (states, pooled) = conditioning.negative.as_ref().ok_or(missing)?;
+            text.push((states, pooled));
+        }
+        text.push((&conditioning.prompt, &conditioning.pooled));
+        if task.pag.is_some() {
+            text.push((&conditioning.prompt, &conditioning.pooled));
+        }
+        let (width, pooled_width) = (self.configs.unet.cross_dim(), self.configs.unet.pooled_dim());
+        for (states, pooled) in &text {
+            if states.shape().len() != 2 || states.shape()[1] != width {
+                return Err(shape("the text states", states, format!("(tokens, {width})")));
+            }
+            if states.shape() != conditioning.prompt.shape() {
+                return Err(shape("the negative text states", states, "the shape of the prompt's".into()));
+            }
+            if pooled.shape() != [pooled_width] {
+                return Err(shape("the pooled text state", pooled, format!("({pooled_width})")));
+            }
+        }
+        let stack = |arrays: Vec<&Array>| -> candle_core::Result<Tensor> {
+            let rows: Vec<Tensor> = arrays.into_iter().map(|a| self.tensor(a)).collect::<Result<_, _>>()?;
+            Tensor::cat(&rows, 0)
+        };
+        let build = || {
+            let states = stack(text.iter().map(|t| t.0).collect())?.to_dtype(self.dtype)?;
+            let pooled = stack(text.iter().map(|t| t.1).collect())?;
+            Ok([stack(vec![&task.latent; text.len()])?, states, pooled])
+        };
+        build().map_err(|e| device_error("noise", &e))
+    }
+}
+
+impl Backend for SdxlModel {
+    fn describe(&self) -> &ModelDescription {
+        &self.description
+    }
+
+    fn encode_text(&mut self, prompt: &str) -> Result<TextEncoding, BackendError> {
+        if self.text.is_none() {
+            self.text = Some(self.build_text(Mode::Read)?);
+        }
+        let Text(encoders) = self.text.as_ref().expect("placed above");
+        let tokens = [self.tokenizers[0].encode(prompt), self.tokenizers[1].encode(prompt)];
+        let dropped = tokens[0].dropped.max(tokens[1].dropped);
+        let compute = || -> candle_core::Result<TextEncoding> {
+            let (first, second) =
+                (encoders[0].forward(&tokens[0].ids)?, encoders[1].forward(&tokens[1].ids)?);
+            let pooled = second.pooled.expect("the second encoder's configuration has a projection");
+            Ok(TextEncoding {
+                states: array(&side_by_side(&first.states, &second.states)?)?,
+                pooled: array(&pooled)?,
+                dropped_tokens: dropped as u32,
+            })
+        };
+        compute().map_err(|e| device_error("text", &e))
+    }
+
+    fn predict_noise(
+        &mut self,
+        task: &NoiseTask,
+        conditioning: &Conditioning,
+    ) -> Result<Array, BackendError> {
+        let channels = self.configs.unet.in_channels;
+        if !matches!(task.latent.chw(), Some((c, h, w)) if c == channels && h > 0 && w > 0) {
+            return Err(shape("the latent", &task.latent, format!("({channels}, height, width)")));
+        }
+        let names = task.pag.as_ref().map_or(&[][..], |pag| &pag.blocks);
+        let perturbed = resolve_blocks(names, &self.description.pag_blocks)?;
+        let [latents, states, pooled] = self.batch(task, conditioning)?;
+        self.text = None;
+        if !self.device.is_cpu() {
+            self.vae = None;
+        }
+        if self.unet.is_none() {
+            self.unet = Some(self.build_unet(Mode::Read)?);
+        }
+        let unet = self.unet.as_ref().expect("placed above");
+        let input = UnetInput {
+            latents: &latents,
+            timestep: task.timestep as f32,
+            states: &states,
+            pooled: &pooled,
+            time_ids: task.time_ids,
+            perturbed: Perturbed(&perturbed),
+        };
+        let rows = unet.forward(&input).and_then(|e| e.flatten_all()?.to_vec1::<f32>());
+        let rows = rows.map_err(|e| device_error("noise", &e))?;
+        let shape = task.latent.shape().to_vec();
+        Ok(Array::new(shape, combine(task, &rows)).expect("guidance keeps the size of a row"))
+    }
+
+    fn encode_tile(&mut self, image: &Array) -> Result<Array, BackendError> {
+        let f = self.configs.vae.factor();
+        if !matches!(image.chw(), Some((3, h, w)) if h > 0 && w > 0 && h % f == 0 && w % f == 0) {
+            return Err(shape("the image tile", image, format!("(3, height, width) in multiples of {f}")));
+        }
+        let input = self.tensor(image).map_err(|e| device_error("an encoding", &e))?;
+        let moments = self.vae()?.encode(&input).and_then(|m| array(&m.squeeze(0)?));
+        moments.map_err(|e| device_error("an encoding", &e))
+    }
+
+    fn decode_tile(&mut self, latent: &Array) -> Result<Array, BackendError> {
+        let channels = self.configs.vae.latent_channels;
+        if !matches!(latent.chw(), Some((c, h, w)) if c == channels && h > 0 && w > 0) {
+            return Err(shape("the latent tile", latent, format!("({channels}, height, width)")));
+        }
+        let input = self.tensor(latent).map_err(|e| device_error("an image", &e))?;
+        let image = self.vae()?.decode(&input).and_then(|i| array(&i.squeeze(0)?));
+        image.map_err(|e| device_error("an image", &e))
+    }
+}
+
+fn array(tensor: &Tensor) -> candle_core::Result<Array> {
+    let data = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(Array::new(tensor.dims().to_vec(), data).expect("a tensor has as many values as its shape says"))
+}
+
+fn shape(what: &'static str, array: &Array, expected: String) -> BackendError {
+    BackendError::Shape { what, actual: array.shape().to_vec(), expected }
+}
+
+fn device_error(what: &'static str, error: &candle_core::Error) -> BackendError {
+    BackendError::Device { what, message: error.to_string() }
+}
+
+/// One hash per component. Tokenizers count with the text encoders: by what they do to the words.
+fn fingerprints(
+    files: &ModelFiles,
+    weights: &[Weights; 4],
+    tokenizers: &[Tokenizer; 2],
+) -> Result<Vec<(Component, gigasmith_proto::domain::Fingerprint)>, LoadError> {
+    let mut text = Content::default();
+    for i in TEXT {
+        text.add_json(files, &format!("{}/config.json", layout::WEIGHTED[i].0))?;
+        tokenizers[i].describe(&mut text);
+        text.add_weights(&weights[i]);
+    }
+    let mut all = vec![(Component::Text, text.finish())];
+    for (component, i) in [(Component::Unet, UNET), (Component::Vae, VAE)] {
+        let mut content = Content::default();
+        content.add_json(files, &format!("{}/config.json", layout::WEIGHTED[i].0))?;
+        content.add_weights(&weights[i]);
+        all.push((component, content.finish()));
+    }
+    Ok(all)
+}
+
+/// Sizes the model was trained at. SDXL's own list (Podell et al., arXiv 2307.01952, appendix I) for
+/// models of its size, the square for others, unless the model's preset file says.
+fn native_sizes(presets: &PresetFile, configs: &Configs) -> Vec<(u32, u32)> {
+    if !presets.native_sizes.is_empty() {
+        return presets.native_sizes.clone();
+    }
+    let side = (configs.unet.sample_size * configs.vae.factor()) as u32;
+    let mut sizes = vec![(side, side)];
+    if side == 1024 {
+        for (long, short) in [(1152, 896), (1216, 832), (1344, 768), (1536, 640)] {
+            sizes.extend([(long, short), (short, long)]);
+        }
+    }
+    sizes
+}

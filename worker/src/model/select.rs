@@ -1,0 +1,150 @@
+//! From `cpu`, `cuda`, `cuda:1`, `metal`, `auto` to a device, and from a device and a number format
+//! to the class of its results.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::{DType, Device};
+use gigasmith_proto::domain::{Dtype, NumericClass};
+
+use super::error::LoadError;
+use super::kernels::simd;
+
+/// Version of the arithmetic: raised by every change that alters any result's bytes.
+const ALGORITHM: u32 = 1;
+
+/// A device as the user names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The best there is: CUDA, else Metal, else the CPU.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+    /// An Apple GPU.
+    Metal,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = LoadError;
+
+    fn from_str(name: &str) -> Result<Self, LoadError> {
+        let unknown = || LoadError::Device {
+            device: name.to_owned(),
+            reason: "unknown; use `auto`, `cpu`, `cuda`, `cuda:N` or `metal`".into(),
+        };
+        match name {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" => Ok(Self::Metal),
+            _ => {
+                let index = name.strip_prefix("cuda:").ok_or_else(unknown)?;
+                index.parse().map(Self::Cuda).map_err(|_| unknown())
+            }
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Metal => f.write_str("metal"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    pub(crate) fn open(self) -> Result<Device, LoadError> {
+        let fail = |reason: String| LoadError::Device { device: self.to_string(), reason };
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto if cfg!(feature = "cuda") => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+            Self::Auto if cfg!(feature = "metal") => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
+            Self::Auto => Ok(Device::Cpu),
+            Self::Cuda(index) if cfg!(feature = "cuda") => {
+                Device::new_cuda(index).map_err(|e| fail(format!("it cannot be opened: {e}")))
+            }
+            Self::Metal if cfg!(feature = "metal") => {
+                Device::new_metal(0).map_err(|e| fail(format!("it cannot be opened: {e}")))
+            }
+            Self::Cuda(_) => Err(fail(absent("cudnn"))),
+            Self::Metal => Err(fail(absent("metal"))),
+        }
+    }
+}
+
+fn absent(feature: &str) -> String {
+    format!("this binary was built without it; build with `--features {feature}`, or use `cpu`")
+}
+
+/// The number format to compute in: as asked, else f32 on a CPU and f16 on a GPU.
+pub(crate) fn dtype_for(device: &Device, asked: Option<Dtype>) -> Dtype {
+    asked.unwrap_or(if device.is_cpu() { Dtype::F32 } else { Dtype::F16 })
+}
+
+/// The same in candle's terms.
+pub(crate) fn candle_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+    }
+}
+
+/// The class of results computed on `device` in `dtype`.
+pub(crate) fn numeric_class(device: &Device, dtype: Dtype) -> NumericClass {
+    let (backend, kernels) = match device {
+        Device::Cpu => ("cpu", simd::isa().to_owned()),
+        Device::Cuda(_) => ("cuda", cuda_kernels(device)),
+        Device::Metal(_) => ("metal", "metal".to_owned()),
+    };
+    NumericClass { backend: backend.to_owned(), kernels, dtype, algorithm: ALGORITHM }
+}
+
+/// `sm_90`, with the convolution library where it is built in.
+#[cfg(feature = "cuda")]
+fn cuda_kernels(device: &Device) -> String {
+    let capability =
+        device.as_cuda_device().ok().and_then(|d| d.cuda_stream().context().compute_capability().ok());
+    let arch = capability.map_or("sm_unknown".to_owned(), |(major, minor)| format!("sm_{major}{minor}"));
+    if cfg!(feature = "cudnn") { format!("{arch}+cudnn") } else { arch }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_kernels(_: &Device) -> String {
+    "none".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_unknown_ones_are_explained() {
+        for name in ["auto", "cpu", "cuda:1", "metal"] {
+            assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
+        }
+        assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
+        for name in ["gpu", "cuda:", "cuda:x", ""] {
+            let error = name.parse::<DeviceChoice>().unwrap_err().to_string();
+            assert!(error.contains("use `auto`"), "{error}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_device_that_is_not_built_in_is_refused_with_a_remedy() {
+        let error = DeviceChoice::Cuda(0).open().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "device `cuda:0`: this binary was built without it; build with `--features cudnn`, or use `cpu`"
+        );
+    }
+}

@@ -1,0 +1,94 @@
+//! What a user calls a model: `pocket`, a folder, or a hub id.
+
+use std::path::PathBuf;
+
+use super::error::LoadError;
+
+/// Where a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The model embedded in the binary.
+    Pocket,
+    /// A folder in the layout of the public SDXL repositories.
+    Folder(PathBuf),
+    /// A repository of the hub.
+    Hub {
+        /// `organisation/name`.
+        id: String,
+        /// A branch, tag or commit; `None` for `main`.
+        revision: Option<String>,
+    },
+}
+
+impl ModelSource {
+    /// `pocket`; an existing folder; or `org/name` with an optional `@revision`. Looks at the file
+    /// system only to see whether the folder exists.
+    pub fn parse(text: &str) -> Result<Self, LoadError> {
+        if text == "pocket" {
+            return Ok(Self::Pocket);
+        }
+        let path = PathBuf::from(text);
+        if path.is_dir() {
+            return Ok(Self::Folder(path));
+        }
+        let (id, revision) = match text.split_once('@') {
+            Some((id, revision)) => (id, Some(revision)),
+            None => (text, None),
+        };
+        let word = |w: &str| {
+            !w.is_empty()
+                && !w.starts_with('.')
+                && w.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        };
+        let valid_id = id.split_once('/').is_some_and(|(org, name)| word(org) && word(name));
+        let valid_revision = revision.is_none_or(|r| r.split('/').all(word));
+        if !(valid_id && valid_revision) {
+            return Err(LoadError::UnknownSource(text.to_owned()));
+        }
+        Ok(Self::Hub { id: id.to_owned(), revision: revision.map(str::to_owned) })
+    }
+
+    /// What to call the model: `pocket`, the folder's name, the hub id.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Pocket => "pocket".to_owned(),
+            Self::Folder(path) => {
+                let full = path.canonicalize().unwrap_or_else(|_| path.clone());
+                full.file_name()
+                    .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+            }
+            Self::Hub { id, revision: None } => id.clone(),
+            Self::Hub { id, revision: Some(revision) } => format!("{id}@{revision}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_told_apart() {
+        assert_eq!(ModelSource::parse("pocket").unwrap(), ModelSource::Pocket);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("my-model");
+        std::fs::create_dir(&path).unwrap();
+        let source = ModelSource::parse(path.to_str().unwrap()).unwrap();
+        assert_eq!(source, ModelSource::Folder(path));
+        assert_eq!(source.name(), "my-model");
+        let hub = |id: &str, revision: Option<&str>| ModelSource::Hub {
+            id: id.to_owned(),
+            revision: revision.map(str::to_owned),
+        };
+        assert_eq!(ModelSource::parse("org/name-1.0").unwrap(), hub("org/name-1.0", None));
+        assert_eq!(ModelSource::parse("org/name@refs/pr/1").unwrap(), hub("org/name", Some("refs/pr/1")));
+    }
+
+    #[test]
+    fn anything_else_is_explained() {
+        for text in ["sdxl", "", "/no/such/folder", "a/b/c", "../x", "org/name@", "org/na me"] {
+            let error = ModelSource::parse(text).unwrap_err().to_string();
+            assert!(error.contains("neither `pocket`, nor an existing folder, nor a hub id"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The networks against tensors recorded from the reference programs: the text encoders, the noise
+//! predictor, the VAE. Tolerances are relative L2 distances in f32; the recordings named `image` are
+//! stored in half precision and compared with 2e-3.
+
+// The distances themselves are worth seeing, with `--nocapture`.
+#![allow(clippy::print_stdout)]
+
+use std::path::{Path, PathBuf};
+
+use gigasmith_proto::domain::{Array, Conditioning, NoiseTask, PagScale};
+use gigasmith_worker::backend::{Backend, BackendError};
+use gigasmith_worker::model::{DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path)
+}
+
+fn open(source: &str) -> SdxlModel {
+    let options =
+        LoadOptions { device: DeviceChoice::Cpu, dtype: None, hub: HubOptions::from_lookup(|_| None) };
+    load(&ModelSource::parse(source).unwrap(), &options).unwrap()
+}
+
+fn tiny() -> SdxlModel {
+    open(golden("tiny-sdxl").to_str().unwrap())
+}
+
+/// One recorded case.
+struct Case {
+    bytes: Vec<u8>,
+    json: Value,
+}
+
+impl Case {
+    fn read(name: &'static str) -> Self {
+        let folder = golden(name);
+        Self {
+            bytes: std::fs::read(folder.join("trace.safetensors")).unwrap(),
+            json: serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap(),
+        }
+    }
+
+    fn get(&self, tensor: &str) -> Array {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = file.tensor(tensor).unwrap();
+        let data = match view.dtype() {
+            Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::F16 => {
+                view.data().as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
+            }
+            other => panic!("{tensor} is {other:?}"),
+        };
+        let shape: Vec<usize> = view.shape().to_vec();
+        let shape = if shape.len() > 1 && shape[0] == 1 { shape[1..].to_vec() } else { shape };
+        Array::new(shape, data).unwrap()
+    }
+
+    fn has(&self, tensor: &str) -> bool {
+        SafeTensors::deserialize(&self.bytes).unwrap().tensor(tensor).is_ok()
+    }
+
+    fn number(&self, key: &str) -> f64 {
+        self.json[key].as_f64().unwrap()
+    }
+
+    /// What the recorded program conditioned on.
+    fn conditioning(&self) -> Conditioning {
+        Conditioning {
+            prompt: self.get("prompt_embeds"),
+            pooled: self.get("pooled_prompt_embeds"),
+            negative: (self.number("guidance_scale") > 1.0)
+                .then(|| (self.get("negative_prompt_embeds"), self.get("negative_pooled_prompt_embeds"))),
+        }
+    }
+
+    fn task(
+        &self,
+        latent: Array,
+        timestep: u64,
+        time_ids: [f32; 6],
+        conditioning: &Conditioning,
+    ) -> NoiseTask {
+        let scale = self.number("pag_scale") as f32;
+        let blocks = self.json["pag_applied_layers"].as_array().unwrap();
+        let blocks = blocks.iter().map(|b| b.as_str().unwrap().to_owned()).collect();
+        NoiseTask {
+            latent,
+            timestep: timestep as u32,
+            time_ids,
+            conditioning: conditioning.id(),
+            guidance_scale: self.number("guidance_scale") as f32,
+            pag: (scale > 0.0).then_some(PagScale { scale, blocks }),
+        }
+    }
+}
+
+/// Relative L2 distance.
+fn distance(got: &Array, wanted: &Array) -> f64 {
+    assert_eq!(got.shape(), wanted.shape());
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let error: f64 = got.data().iter().zip(wanted.data()).map(|(a, b)| square(a - b)).sum();
+    let norm: f64 = wanted.data().iter().map(|v| square(*v)).sum();
+    (error / norm.max(1e-30)).sqrt()
+}
+
+fn largest_difference(got: &Array, wanted: &Array) -> f32 {
+    assert_eq!(got.shape(), wanted.shape());
+    got.data().iter().zip(wanted.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Rows `y..y+h` and columns `x..x+w` of every channel.
+fn window(array: &Array, y: usize, x: usize, h: usize, w: usize) -> Array {
+    let (channels, height, width) = array.chw().unwrap();
+    let mut data = Vec::with_capacity(channels * h * w);
+    for c in 0..channels {
+        for row in y..y + h {
+            let start = (c * height + row) * width + x;
+            data.extend_from_slice(&array.data()[start..start + w]);
+        }
+    }
+    Array::new([channels, h, w], data).unwrap()
+}
+
+fn divided(array: &Array, by: f32) -> Array {
+    Array::new(array.shape().to_vec(), array.data().iter().map(|v| v / by).collect()).unwrap()
+}
+
+#[test]
+fn text_encoders_reproduce_the_recorded_embeddings() {
+    let mut model = tiny();
+    for name in ["square", "wide", "nocfg", "pag"] {
+        let case = Case::read(name);
+        let mut check = |prompt: &str, states: &str, pooled: &str| {
+            let got = model.encode_text(prompt).unwrap();
+            let errors = [distance(&got.states, &case.get(states)), distance(&got.pooled, &case.get(pooled))];
+            println!("{name} {states}: {errors:?}");
+            assert!(errors.iter().all(|e| *e < 1e-5), "{name} {prompt:?}: {errors:?}");
+            assert_eq!(got.dropped_tokens, 0);
+        };
+        check(case.json["prompt"].as_str().unwrap(), "prompt_embeds", "pooled_prompt_embeds");
+        if let Some(negative) = case.json["negative_prompt"].as_str() {
+            check(negative, "negative_prompt_embeds", "negative_pooled_prompt_embeds");
+        }
+    }
+}
+
+#[test]
+fn the_noise_predictor_reproduces_the_recorded_patches() {
+    let mut model = tiny();
+    for name in ["square", "wide", "nocfg", "pag"] {
+        let case = Case::read(name);
+        let conditioning = case.conditioning();
+        let plan = case.json["plan"].as_array().unwrap();
+        let (mut worst, mut checked) = (0f64, 0);
+        for (i, row) in plan.iter().enumerate() {
+            let name = |what: &str| format!("patch{i:05}.{what}");
+            if !case.has(&name("input")) {
+                continue;
+            }
+            // The trace has the time ids of every batch row; they are all the same.
+            let ids: [f32; 6] = case.get(&name("time_ids")).data()[..6].try_into().unwrap();
+            let task = case.task(case.get(&name("input")), row[1].as_u64().unwrap(), ids, &conditioning);
+            let got = model.predict_noise(&task, &conditioning).unwrap();
+            worst = worst.max(distance(&got, &case.get(&name("noise_pred"))));
+            checked += 1;
+        }
+        println!("{name}: {checked} patches, worst {worst:e}");
+        assert!(checked >= 4 && worst < 2e-5, "{name}: {checked} patches, worst {worst}");
+    }
+}
+
+#[test]
+fn the_vae_decodes_as_recorded() {
+    let mut model = tiny();
+    let scale = model.describe().scaling_factor;
+    for name in ["square", "wide"] {
+        let case = Case::read(name);
+        let got = model.decode_tile(&divided(&case.get("base_latents"), scale)).unwrap();
+        let wanted = case.get("base_image_whole");
+        let rows = wanted.chw().unwrap().1;
+        let got = window(&got, 0, 0, rows, got.chw().unwrap().2);
+        let error = largest_difference(&got, &wanted);
+        println!("{name} whole: {error:e}");
+        assert!(error < 2e-3, "{name}: {error}");
+        // The first three quarters of the first tile are not blended with any other.
+        let tile = window(&divided(&case.get("final_latents"), scale), 0, 0, 32, 32);
+        let got = window(&model.decode_tile(&tile).unwrap(), 0, 0, 192, 192);
+        let error = largest_difference(&got, &window(&case.get("image_tiled"), 0, 0, 192, 192));
+        println!("{name} tile: {error:e}");
+        assert!(error < 2e-3, "{name} tile: {error}");
+    }
+}
+
+/// The picture as (3, h, w) in [-1, 1].
+fn picture(path: &Path) -> Array {
+    let mut reader =
+        png::Decoder::new(std::io::BufReader::new(std::fs::File::open(path).unwrap())).read_info().unwrap();
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut bytes).unwrap();
+    assert_eq!(info.color_type, png::ColorType::Rgb);
+    let (w, h) = (info.width as usize, info.height as usize);
+    let data = (0..3).flat_map(|c| bytes[..3 * w * h].chunks(3).map(move |p| f32::from(p[c]) / 127.5 - 1.0));
+    Array::new([3, h, w], data.collect()).unwrap()
+}
+
+#[test]
+fn the_vae_encodes_as_recorded() {
+    let mut model = tiny();
+    let case = Case::read("wide");
+    let tile = window(&picture(&golden("wide/upsampled.png")), 0, 0, 256, 256);
+    let moments = model.encode_tile(&tile).unwrap();
+    let side = 24;
+    let moments = window(&moments, 0, 0, side, side);
+    let (mean, log_variance) = moments.data().split_at(4 * side * side);
+    let array = |data: Vec<f32>| Array::new([4, side, side], data).unwrap();
+    let mean = array(mean.to_vec());
+    let std = array(log_variance.iter().map(|v| (0.5 * v).exp()).collect());
+    let errors = [
+        distance(&mean, &window(&case.get("encoded_mean"), 0, 0, side, side)),
+        distance(&std, &window(&case.get("encoded_std"), 0, 0, side, side)),
+    ];
+    println!("wide: {errors:?}");
+    // The recorded means are themselves 1.3e-5 from a double-precision computation.
+    assert!(errors[0] < 2e-5 && errors[1] < 1e-5, "{errors:?}");
+}
+
+/// A patch's bytes must not depend on threads, on what was asked before, or on the other rows.
+#[test]
+fn answers_are_the_same_to_the_bit() {
+    let case = Case::read("pag");
+    let conditioning = case.conditioning();
+    let row = &case.json["plan"][0];
+    let ids: [f32; 6] = case.get("patch00000.time_ids").data()[..6].try_into().unwrap();
+    let mut task = case.task(case.get("patch00000.input"), row[1].as_u64().unwrap(), ids, &conditioning);
+    let on = |threads: usize, task: &NoiseTask| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut model = tiny();
+            let first = model.predict_noise(task, &conditioning).unwrap();
+            model.decode_tile(&case.get("base_latents")).unwrap();
+            assert_eq!(first, model.predict_noise(task, &conditioning).unwrap());
+            first
+        })
+    };
+    assert!(on(1, &task) == on(3, &task), "the number of threads changed the result");
+    // Guidance 1 and no perturbation leave the prompt's row; with a perturbation of nothing, that
+    // row must come out the same beside another.
+    (task.guidance_scale, task.pag) = (1.0, None);
+    let alone = on(1, &task);
+    task.pag = Some(PagScale { scale: 3.0, blocks: Vec::new() });
+    assert!(alone == on(2, &task), "the other rows changed the result");
+}
+
+#[test]
+fn wrong_questions_are_explained() {
+    let case = Case::read("square");
+    let mut model = tiny();
+    let full = case.conditioning();
+    let prompt_only = Conditioning { negative: None, ..full.clone() };
+    let mut task = case.task(Array::zeros([4, 8, 8]), 1, [0.0; 6], &full);
+    let error = model.predict_noise(&task, &prompt_only).unwrap_err();
+    assert!(matches!(error, BackendError::MissingNegative { .. }), "{error}");
+    task.pag = Some(PagScale { scale: 1.0, blocks: vec!["m7".into()] });
+    let error = model.predict_noise(&task, &full).unwrap_err().to_string();
+    assert!(error.starts_with("unknown attention block `m7`") && error.contains("mid (m0 to m1)"), "{error}");
+    task.pag = None;
+    task.latent = Array::zeros([3, 8, 8]);
+    let error = model.predict_noise(&task, &full).unwrap_err().to_string();
+    assert_eq!(error, "the latent has shape [3, 8, 8]; this model needs (4, height, width)");
+    let error = model.encode_tile(&Array::zeros([3, 12, 16])).unwrap_err().to_string();
+    assert!(error.contains("multiples of 8"), "{error}");
+    assert!(model.decode_tile(&Array::zeros([4, 8])).is_err());
+}
+
+#[test]
+fn the_embedded_model_answers_from_anywhere() {
+    let mut model = open("pocket");
+    let description = model.describe().clone();
+    assert_eq!((description.name.as_str(), description.latent_factor), ("pocket", 8));
+    let text = model.encode_text("mountains at dusk").unwrap();
+    let conditioning = Conditioning { prompt: text.states, pooled: text.pooled, negative: None };
+    let side = description.patch_side as usize;
+    let task = NoiseTask {
+        latent: Array::zeros([4, side, side]),
+        timestep: 501,
+        time_ids: [128.0, 128.0, 0.0, 0.0, 128.0, 128.0],
+        conditioning: conditioning.id(),
+        guidance_scale: 1.0,
+        pag: None,
+    };
+    let noise = model.predict_noise(&task, &conditioning).unwrap();
+    assert!(noise.is_finite() && noise.shape() == task.latent.shape());
+    let image = model.decode_tile(&noise).unwrap();
+    assert_eq!(image.shape(), [3, 8 * side, 8 * side]);
+}
