@@ -1,0 +1,122 @@
+//! How the program ends when it does not succeed: a message, and an exit code per kind.
+
+use std::fmt;
+
+use gigasmith_worker::model::LoadError;
+
+use crate::embedded::EmbeddedError;
+use crate::output::{ReadError, SettingsError, WriteError};
+use crate::render::RenderError;
+use crate::verify::{TraceError, VerifyError};
+
+/// Why the program ends without success.
+#[derive(Debug)]
+pub enum Failure {
+    /// The arguments make no sense: exit code 2, as clap's own.
+    Usage(String),
+    /// The model cannot be loaded or does not fit: 3.
+    Model(String),
+    /// An input file cannot be read: 4.
+    Input(String),
+    /// An output cannot be written: 5.
+    Output(String),
+    /// The render itself failed: 6.
+    Render(String),
+    /// A verification found a deviation: 1.
+    Deviation,
+    /// Ctrl-C or SIGTERM: 130.
+    Interrupted,
+}
+
+impl Failure {
+    pub(super) fn usage(message: impl ToString) -> Self {
+        Self::Usage(message.to_string())
+    }
+
+    pub(super) fn output(message: impl ToString) -> Self {
+        Self::Output(message.to_string())
+    }
+
+    pub(super) fn render(message: impl ToString) -> Self {
+        Self::Render(message.to_string())
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Deviation => 1,
+            Self::Usage(_) => 2,
+            Self::Model(_) => 3,
+            Self::Input(_) => 4,
+            Self::Output(_) => 5,
+            Self::Render(_) => 6,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(m) | Self::Model(m) | Self::Input(m) | Self::Output(m) | Self::Render(m) => {
+                f.write_str(m)
+            }
+            Self::Deviation => f.write_str("the trace does not match: see the rows marked FAIL"),
+            Self::Interrupted => f.write_str("interrupted: no unfinished picture was written"),
+        }
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        Self::Model(error.to_string())
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<TraceError> for Failure {
+    fn from(error: TraceError) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        Self::Output(error.to_string())
+    }
+}
+
+impl From<EmbeddedError> for Failure {
+    fn from(error: EmbeddedError) -> Self {
+        Self::Render(error.to_string())
+    }
+}
+
+impl From<RenderError> for Failure {
+    fn from(error: RenderError) -> Self {
+        match error {
+            RenderError::Schedule(error) => Self::Usage(error.to_string()),
+            error @ RenderError::Task(_) => Self::Render(error.to_string()),
+        }
+    }
+}
+
+impl From<VerifyError> for Failure {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Trace(error) => error.into(),
+            VerifyError::Render(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Progress for people: bars on a terminal, plain lines now and then when piped.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::tell;
+use crate::render::Progress;
+use crate::sampler::units::ImageSize;
+
+/// Between two plain lines.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// Where progress is shown.
+#[derive(Debug)]
+pub(super) enum Display {
+    /// Nowhere.
+    Quiet,
+    /// Bars that redraw themselves.
+    Bars(Option<ProgressBar>),
+    /// Lines.
+    Plain(Option<PlainStage>),
+}
+
+/// A stage that is shown in lines.
+#[derive(Debug)]
+pub(super) struct PlainStage {
+    label: String,
+    patches: usize,
+    started: Instant,
+    shown: Instant,
+}
+
+impl Display {
+    /// Bars on a terminal, lines elsewhere.
+    pub(super) fn new(quiet: bool) -> Self {
+        match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Self::Quiet,
+            (false, true) => Self::Bars(None),
+            (false, false) => Self::Plain(None),
+        }
+    }
+
+    /// A line that stays.
+    pub(super) fn say(&mut self, line: &str) {
+        self.finish();
+        if !matches!(self, Self::Quiet) {
+            tell(line);
+        }
+    }
+
+    /// Ends the stage that is shown.
+    pub(super) fn finish(&mut self) {
+        match self {
+            Self::Quiet => {}
+            Self::Bars(bar) => {
+                if let Some(bar) = bar.take() {
+                    if bar.length().is_some() { bar.finish() } else { bar.finish_and_clear() }
+                }
+            }
+            Self::Plain(stage) => *stage = None,
+        }
+    }
+}
+
+impl Progress for Display {
+    fn stage(&mut self, stage: u32, total: u32, size: ImageSize, patches: usize) {
+        self.finish();
+        let label = format!("stage {}/{total} {size}", stage + 1);
+        match self {
+            Self::Quiet => {}
+            Self::Bars(bar) => {
+                let style = "{msg:<22} {bar:32} {pos:>5}/{len} patches  {per_sec:>10}  {eta} left";
+                let style = ProgressStyle::with_template(style).expect("the template is well formed");
+                *bar = Some(ProgressBar::new(patches as u64).with_style(style).with_message(label));
+            }
+            Self::Plain(plain) => {
+                tell(&format!("{label}: {patches} patches"));
+                let now = Instant::now();
+                *plain = Some(PlainStage { label, patches, started: now, shown: now });
+            }
+        }
+    }
+
+    fn patches(&mut self, done: usize) {
+        match self {
+            Self::Bars(Some(bar)) => bar.set_position(done as u64),
+            Self::Plain(Some(stage)) if stage.shown.elapsed() >= PLAIN_EVERY => {
+                stage.shown = Instant::now();
+                let rate = done as f64 / stage.started.elapsed().as_secs_f64();
+                let left = (stage.patches - done) as f64 / rate;
+                tell(&format!(
+                    "{}: {done}/{} patches, {rate:.1}/s, {left:.0} s left",
+                    stage.label, stage.patches
+                ));
+            }
+            _ => {}
+        }
+    }
+
+    fn phase(&mut self, what: &'static str) {
+        self.finish();
+        if let Self::Bars(bar) = self {
+            let spinner = ProgressBar::new_spinner().with_message(what);
+            spinner.enable_steady_tick(Duration::from_millis(120));
+            *bar = Some(spinner);
+        }
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.finish();
+        tell(&format!("warning: {message}"));
+    }
+}

@@ -1,0 +1,61 @@
+//! `gigasmith verify`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use gigasmith_worker::model::ModelSource;
+
+use super::failure::Failure;
+use super::progress::Display;
+use super::worker::{self, WorkerArgs};
+use super::{print, tell};
+use crate::output::{WriteError, check_writable};
+use crate::verify::{Trace, verify};
+
+/// Arguments of `gigasmith verify`.
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// The model the trace was recorded with: a folder in the diffusers layout, a hub id, or pocket.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// The trace: a folder with case.json, trace.safetensors and pictures.
+    #[arg(long, value_name = "DIR")]
+    trace: PathBuf,
+    /// Write every tensor as computed here.
+    #[arg(long, value_name = "FILE.safetensors")]
+    dump: Option<PathBuf>,
+    /// Print every comparison as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// No progress.
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    worker: WorkerArgs,
+}
+
+/// Replays the trace and prints how it compares.
+pub(super) async fn run(args: VerifyArgs) -> Result<(), Failure> {
+    let trace = Trace::read(&args.trace)?;
+    if let Some(path) = &args.dump {
+        check_writable(path)?;
+    }
+    let source = ModelSource::parse(&args.model)?;
+    let mut display = Display::new(args.quiet);
+    let mut embedded = worker::start(source, &args.worker)?;
+    let farm = embedded.farm().clone();
+    let report = embedded.until_worker_ends(verify(&farm, &trace, &mut display)).await??;
+    display.finish();
+    embedded.stop().await;
+    match args.json {
+        true => print(&format!("{:#}", report.json()))?,
+        false => print(&report.table())?,
+    }
+    if let Some(path) = &args.dump {
+        report.dump(path).map_err(|e| WriteError::new(path, e))?;
+        if !args.quiet {
+            tell(&format!("wrote {}", path.display()));
+        }
+    }
+    if report.passed() { Ok(()) } else { Err(Failure::Deviation) }
+}

@@ -1,0 +1,33 @@
+//! Whether a result can be one of its task: the right kind, the right shape, only finite numbers.
+
+use gigasmith_proto::domain::{Array, ModelDescription, Task, TaskResult};
+
+/// What is wrong with a result; `Ok` when nothing is.
+pub(super) fn result(task: &Task, result: &TaskResult, model: &ModelDescription) -> Result<(), String> {
+    let factor = model.latent_factor as usize;
+    let sides = |a: &Array| a.chw().map_or((0, 0), |(_, h, w)| (h, w));
+    let (array, expected) = match (task, result) {
+        (Task::PredictNoise(task), TaskResult::Noise(noise)) => (noise, task.latent.shape().to_vec()),
+        (Task::EncodeTile { image }, TaskResult::Moments(moments)) => {
+            let (h, w) = sides(image);
+            (moments, vec![2 * model.latent_channels as usize, h / factor, w / factor])
+        }
+        (Task::DecodeTile { latent }, TaskResult::Image(image)) => {
+            let (h, w) = sides(latent);
+            (image, vec![3, h * factor, w * factor])
+        }
+        (Task::EncodeText { .. }, TaskResult::Text(text)) => (&text.states, text.states.shape().to_vec()),
+        _ => return Err(format!("the answer to a {} task is of another kind", task.kind())),
+    };
+    if array.shape() != expected {
+        return Err(format!("the answer has shape {:?}, not {expected:?}", array.shape()));
+    }
+    let pooled_is_finite = !matches!(result, TaskResult::Text(text) if !text.pooled.is_finite());
+    if !(array.is_finite() && pooled_is_finite) {
+        let dtype = model.numeric_class.dtype;
+        return Err(format!(
+            "the answer holds numbers that are not finite: {dtype} may overflow in this model; try --dtype f32"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! The coordinator of gigasmith: it owns the canvas and every sampling decision.
+//!
+//! [`render`] tells a render from spec to picture; [`sampler`] holds the method, pure; [`farm`] hands
+//! tasks to workers; [`output`] writes pictures; [`verify`] replays recorded traces through all of them;
+//! [`cli`] is what a user types. `ARCHITECTURE.md` says what may depend on what.
+
+#[cfg(feature = "embedded-worker")]
+pub mod cli;
+#[cfg(feature = "embedded-worker")]
+pub mod embedded;
+pub mod farm;
+pub mod output;
+pub mod render;
+pub mod sampler;
+pub mod spec;
+pub mod verify;

@@ -1,0 +1,138 @@
+//! Pictures and latents on disk.
+//!
+//! Nothing is ever half there under its final name: files are written beside it under a temporary
+//! name and renamed when whole. Files say nothing that varies from run to run.
+
+mod png;
+mod settings;
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use gigasmith_proto::domain::Array;
+use image::{DynamicImage, ImageDecoder, ImageReader};
+use safetensors::tensor::{Dtype, TensorView};
+
+pub use self::png::{read_text, write_png};
+pub use settings::{Settings, SettingsError};
+
+use crate::sampler::resize::Picture;
+use crate::sampler::units::ImageSize;
+
+/// A file that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path}: {reason}")]
+pub struct WriteError {
+    path: PathBuf,
+    reason: String,
+}
+
+impl WriteError {
+    pub(crate) fn new(path: &Path, reason: impl ToString) -> Self {
+        Self { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// A picture that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the picture {path}: {reason}; PNG, JPEG, WebP, TIFF and BMP are read")]
+pub struct ReadError {
+    path: PathBuf,
+    reason: String,
+}
+
+/// Reads a picture as 8-bit RGB, turned as its EXIF orientation says; transparency is dropped.
+pub fn read_picture(path: &Path) -> Result<Picture, ReadError> {
+    let read = || -> Result<DynamicImage, image::ImageError> {
+        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
+        let orientation = decoder.orientation()?;
+        let mut image = DynamicImage::from_decoder(decoder)?;
+        image.apply_orientation(orientation);
+        Ok(image)
+    };
+    let image = read().map_err(|e| ReadError { path: path.to_owned(), reason: e.to_string() })?;
+    let size = ImageSize { width: image.width(), height: image.height() };
+    if size.width == 0 || size.height == 0 {
+        return Err(ReadError { path: path.to_owned(), reason: format!("it is {size} pixels") });
+    }
+    Ok(Picture::new(size, image.into_rgb8().into_raw()))
+}
+
+/// Writes a file under a temporary name in the same folder, then renames it.
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), WriteError> {
+    let attempt = || -> io::Result<()> {
+        let mut file = beside(path)?;
+        {
+            let mut buffered = io::BufWriter::new(file.as_file_mut());
+            write(&mut buffered)?;
+            buffered.flush()?;
+        }
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    attempt().map_err(|e| WriteError::new(path, e))
+}
+
+/// Fails when a file of this name could not be written: before hours of work, not after.
+pub fn check_writable(path: &Path) -> Result<(), WriteError> {
+    if path.is_dir() {
+        return Err(WriteError::new(path, "it is a folder; give a file name"));
+    }
+    beside(path).map(drop).map_err(|e| WriteError::new(path, e))
+}
+
+fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".gigasmith-").suffix(".part");
+    // Files of this kind are private by default; a picture is as public as any new file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
+}
+
+/// Writes a latent (channels, height, width) as the tensor `latents` (1, channels, height, width), with
+/// the render's settings in the header.
+pub fn write_latents(path: &Path, latent: &Array, settings: &Settings) -> Result<(), WriteError> {
+    let shape = [1].into_iter().chain(latent.shape().iter().copied()).collect();
+    let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(latent.data()))
+        .map_err(|e| WriteError::new(path, e))?;
+    let header = HashMap::from([("gigasmith".to_owned(), settings.to_json())]);
+    let bytes =
+        safetensors::serialize([("latents", view)], Some(header)).map_err(|e| WriteError::new(path, e))?;
+    write_atomically(path, |file| file.write_all(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write_atomically(&path, |f| f.write_all(b"old")).unwrap();
+        let error = write_atomically(&path, |f| {
+            f.write_all(b"ne")?;
+            Err(io::Error::other("disk full"))
+        });
+        assert!(error.unwrap_err().to_string().contains("disk full"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no leftovers");
+    }
+
+    #[test]
+    fn places_that_cannot_be_written_are_found_early() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_writable(folder.path()).is_err());
+        assert!(check_writable(&folder.path().join("missing/a.png")).is_err());
+        let good = folder.path().join("a.png");
+        check_writable(&good).unwrap();
+        assert!(!good.exists());
+    }
+}

@@ -1,0 +1,110 @@
+//! The settings that travel with a picture: as text for people and their tools, as JSON to render it
+//! again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::sampler::plan::PlanKind;
+use crate::spec::{RenderSpec, SPEC_VERSION};
+
+/// Settings that cannot be read back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// Not ours, or damaged.
+    #[error("the picture's settings are damaged: {0}")]
+    Malformed(String),
+    /// Written by a later program.
+    #[error(
+        "the picture's settings have version {0}: this program reads version {SPEC_VERSION}; use a newer one"
+    )]
+    Version(u32),
+}
+
+/// What is embedded in a picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The program that made it: `gigasmith 0.1.0`.
+    pub software: String,
+    /// The render.
+    pub spec: RenderSpec,
+}
+
+impl Settings {
+    /// The settings of a render by this program.
+    pub fn new(spec: RenderSpec) -> Self {
+        Self { software: format!("gigasmith {}", env!("CARGO_PKG_VERSION")), spec }
+    }
+
+    /// As JSON, in one line.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("settings are plain data")
+    }
+
+    /// From JSON.
+    pub fn from_json(json: &str) -> Result<Self, SettingsError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            spec: Version,
+        }
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let malformed = |e: serde_json::Error| SettingsError::Malformed(e.to_string());
+        let Versioned { spec: Version { version } } = serde_json::from_str(json).map_err(malformed)?;
+        if version != SPEC_VERSION {
+            return Err(SettingsError::Version(version));
+        }
+        serde_json::from_str(json).map_err(malformed)
+    }
+
+    /// As the `parameters` text that A1111 writes and many tools read: prompt, negative prompt, then
+    /// a line of `Key: value` pairs. `Size` is the base, as there with its "Hires. fix".
+    pub fn to_parameters(&self) -> String {
+        let spec = &self.spec;
+        let mut text = spec.prompt.clone();
+        if let Some(negative) = &spec.negative_prompt {
+            text.push_str(&format!("\nNegative prompt: {negative}"));
+        }
+        let plan = match spec.plan {
+            PlanKind::Paper => "paper",
+            PlanKind::Balanced => "balanced",
+        };
+        let unet = spec.model.fingerprints.iter().find(|(c, _)| c == "unet").map_or("", |(_, f)| f.as_str());
+        let mut pairs = vec![
+            format!("Steps: {}", spec.steps),
+            "Sampler: DDIM".into(),
+            format!("CFG scale: {}", spec.guidance_scale),
+            format!("Seed: {}", spec.seed),
+            format!("Size: {}", spec.base),
+            format!("Model hash: {}", unet.get(..10).unwrap_or(unet)),
+            format!("Model: {}", quoted(&spec.model.name)),
+        ];
+        if let (Some(first), Some(last)) = (spec.upscales.first(), spec.upscales.last()) {
+            let scale = f64::from(last.size.width) / f64::from(spec.base.width);
+            pairs.push(format!("Hires upscale: {}", (scale * 100.0).round() / 100.0));
+            pairs.push("Hires upscaler: Pixelsmith".into());
+            pairs.push(format!("Pixelsmith size: {}", last.size));
+            let sliders: Vec<String> = spec.upscales.iter().map(|u| u.slider.to_string()).collect();
+            pairs.push(match sliders.len() {
+                1 => format!("Pixelsmith slider: {}", first.slider),
+                _ => format!("Pixelsmith slider: \"{}\"", sliders.join(", ")),
+            });
+            pairs.push(format!("Pixelsmith plan: {plan}"));
+        }
+        if let Some(pag) = &spec.pag {
+            pairs.push(format!("PAG scale: {}", pag.scale));
+            pairs.push(format!("PAG blocks: {}", quoted(&pag.blocks.join(", "))));
+        }
+        pairs.push(format!("Version: {}", self.software));
+        format!("{text}\n{}", pairs.join(", "))
+    }
+}
+
+/// In quotes where a reader of comma-separated pairs would be misled.
+fn quoted(value: &str) -> String {
+    if value.contains([',', ':', '\n', '"']) {
+        serde_json::Value::from(value).to_string()
+    } else {
+        value.to_owned()
+    }
+}

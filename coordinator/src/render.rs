@@ -1,0 +1,373 @@
+//! One render, from spec to picture: the paper's method in the order the paper tells it.
+//!
+//! Every network call is a task of the farm; everything between the calls is the sampler's. This file
+//! only says what follows what.
+
+use std::sync::Arc;
+
+use gigasmith_proto::domain::{
+    Array, Conditioning, ConditioningId, ModelDescription, NoiseTask, PagScale, Task, TaskResult,
+};
+use tokio::task::JoinSet;
+
+use crate::farm::{Farm, TaskError, TaskOrder};
+use crate::sampler::guidance::Guide;
+use crate::sampler::noise::NoiseField;
+use crate::sampler::philox::Purpose;
+use crate::sampler::plan::{Geometry, Plan};
+use crate::sampler::resize::Picture;
+use crate::sampler::schedule::{Schedule, ScheduleError};
+use crate::sampler::stage::{PatchInput, StageObserver, StageRun, Start};
+use crate::sampler::tiles::{Tiling, VaeMode, picture_window, to_picture};
+use crate::sampler::torch_rng;
+use crate::sampler::units::{ImageSize, LatentSize, PatchId, Window};
+use crate::spec::{Crops, PagSpec, RenderSpec, Rng, UpscaleSpec};
+
+/// Why a render ended without a picture.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// A task could not be done.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The steps do not fit the model's schedule.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+/// What a render tells while it runs. All methods have a default that says nothing.
+pub trait Progress: Send {
+    /// A stage of `total` begins with so many patches; `stage` 0 is the base.
+    fn stage(&mut self, stage: u32, total: u32, size: ImageSize, patches: usize) {
+        let _ = (stage, total, size, patches);
+    }
+    /// So many of the stage's patches are done.
+    fn patches(&mut self, done: usize) {
+        let _ = done;
+    }
+    /// Something short happens between stages: `encoding text`, `decoding`, `encoding`.
+    fn phase(&mut self, what: &'static str) {
+        let _ = what;
+    }
+    /// Something the user should know.
+    fn warn(&mut self, message: &str) {
+        let _ = message;
+    }
+}
+
+/// Says nothing.
+impl Progress for () {}
+
+/// The pieces that render, verify and tests share: a farm, its model, the text and the guidance.
+#[derive(Debug, Clone)]
+pub struct Sampling {
+    /// Where tasks go.
+    pub farm: Farm,
+    /// What the workers hold.
+    pub model: Arc<ModelDescription>,
+    /// The text conditioning.
+    pub conditioning: ConditioningId,
+    /// Classifier-free guidance scale.
+    pub guidance_scale: f32,
+    /// Perturbed-attention guidance.
+    pub pag: Option<PagSpec>,
+    /// Which crop coordinates the network is told.
+    pub crops: Crops,
+}
+
+/// What a render takes besides its spec.
+#[derive(Debug, Default)]
+pub struct RenderInputs {
+    /// Takes the place of the base stage.
+    pub picture: Option<Picture>,
+    /// Plans of the upscale stages, in order, instead of drawn ones.
+    pub plans: Option<Vec<Plan>>,
+}
+
+/// What a render makes.
+#[derive(Debug)]
+pub struct Rendered {
+    /// The picture.
+    pub picture: Picture,
+    /// The last stage's latent, (channels, height, width); `None` when no stage ran.
+    pub latent: Option<Array>,
+    /// The plans of the upscale stages.
+    pub plans: Vec<Plan>,
+}
+
+/// Renders a picture. `inputs` must fit the spec: a picture exactly when the spec has an image hash.
+pub async fn render(
+    farm: &Farm,
+    spec: &RenderSpec,
+    inputs: RenderInputs,
+    progress: &mut dyn Progress,
+) -> Result<Rendered, RenderError> {
+    let model = farm.model().await?;
+    let schedule = Schedule::new(&model.schedule, spec.steps)?;
+    progress.phase("encoding text");
+    let conditioning = encode_prompts(farm, &model, spec, progress).await?;
+    let sampling = Sampling {
+        farm: farm.clone(),
+        model,
+        conditioning: farm.add_conditioning(conditioning),
+        guidance_scale: spec.guidance_scale,
+        pag: spec.pag.clone(),
+        crops: spec.crops,
+    };
+    let render = Render { sampling, spec, schedule };
+    let stages = spec.upscales.len() as u32 + 1;
+    let (mut picture, mut latent) = match inputs.picture {
+        Some(picture) => (picture, None),
+        None => render.base(stages, progress).await?,
+    };
+    let mut given = inputs.plans.map(Vec::into_iter);
+    let mut plans = Vec::new();
+    for (stage, upscale) in (1..).zip(&spec.upscales) {
+        let plan =
+            given.as_mut().and_then(Iterator::next).unwrap_or_else(|| render.draw_plan(stage, upscale));
+        progress.phase("encoding");
+        let start = render.upscale_start(stage, upscale, &picture).await?;
+        progress.stage(stage, stages, upscale.size, plan.len());
+        let stage_run = StageRun::new(plan.clone(), render.schedule.clone(), start);
+        let done = render.sampling.run_stage(stage, upscale.size, stage_run, &mut (), progress).await?;
+        progress.phase("decoding");
+        picture = to_picture(&render.sampling.decode(stage, spec.vae, &done).await?);
+        latent = Some(done);
+        plans.push(plan);
+    }
+    Ok(Rendered { picture, latent, plans })
+}
+
+async fn encode_prompts(
+    farm: &Farm,
+    model: &ModelDescription,
+    spec: &RenderSpec,
+    progress: &mut dyn Progress,
+) -> Result<Conditioning, RenderError> {
+    let needs_negative = spec.guidance_scale > 1.0;
+    let negative = spec.negative_prompt.as_deref().filter(|_| needs_negative);
+    let mut encode = async |which: &str, prompt: &str| -> Result<(Array, Array), RenderError> {
+        let text = encode_text(farm, prompt).await?;
+        if text.dropped_tokens > 0 {
+            let dropped = text.dropped_tokens;
+            progress.warn(&format!("the {which} is longer than 77 tokens: its last {dropped} are left out"));
+        }
+        Ok((text.states, text.pooled))
+    };
+    let (prompt, pooled) = encode("prompt", &spec.prompt).await?;
+    let negative = match negative {
+        Some(negative) => Some(encode("negative prompt", negative).await?),
+        None if needs_negative && !model.force_zeros_for_empty_prompt => {
+            Some(encode("negative prompt", "").await?)
+        }
+        None => needs_negative.then(|| (Array::zeros(prompt.shape()), Array::zeros(pooled.shape()))),
+    };
+    Ok(Conditioning { prompt, pooled, negative })
+}
+
+/// Encodes one prompt with both text encoders.
+pub async fn encode_text(
+    farm: &Farm,
+    prompt: &str,
+) -> Result<gigasmith_proto::domain::TextEncoding, TaskError> {
+    let order = TaskOrder { stage: 0, position: 0 };
+    match farm.run(order, Task::EncodeText { prompt: prompt.to_owned() }).await? {
+        TaskResult::Text(text) => Ok(text),
+        other => unreachable!("the farm checks the kind of an answer: {other:?}"),
+    }
+}
+
+struct Render<'a> {
+    sampling: Sampling,
+    spec: &'a RenderSpec,
+    schedule: Schedule,
+}
+
+impl Render<'_> {
+    /// The base stage: ordinary sampling, one window over everything.
+    async fn base(
+        &self,
+        stages: u32,
+        progress: &mut dyn Progress,
+    ) -> Result<(Picture, Option<Array>), RenderError> {
+        let Self { sampling, spec, schedule } = self;
+        let size = sampling.latent_size(spec.base);
+        let channels = sampling.model.latent_channels as usize;
+        let noise = match spec.rng {
+            Rng::Philox => NoiseField::from_seed(spec.seed, 0, Purpose::Noise, channels),
+            Rng::Torch => {
+                NoiseField::Stored(torch_rng::randn(spec.seed, &[channels, size.height, size.width]))
+            }
+        };
+        let plan = Plan::whole(size, schedule.len());
+        progress.stage(0, stages, spec.base, plan.len());
+        let run = StageRun::new(plan, schedule.clone(), Start::Noise(noise));
+        let latent = sampling.run_stage(0, spec.base, run, &mut (), progress).await?;
+        progress.phase("decoding");
+        Ok((to_picture(&sampling.decode(0, spec.vae, &latent).await?), Some(latent)))
+    }
+
+    fn draw_plan(&self, stage: u32, upscale: &UpscaleSpec) -> Plan {
+        let canvas = self.sampling.latent_size(upscale.size);
+        let geometry = Geometry::new(canvas, self.sampling.model.patch_side as usize);
+        Plan::draw(self.spec.plan, geometry, self.schedule.len(), self.spec.seed, stage)
+    }
+
+    /// What an upscale stage starts from: the enlarged picture, encoded, and noise.
+    async fn upscale_start(
+        &self,
+        stage: u32,
+        upscale: &UpscaleSpec,
+        picture: &Picture,
+    ) -> Result<Start, RenderError> {
+        let Self { sampling, spec, .. } = self;
+        let channels = sampling.model.latent_channels as usize;
+        let field = |purpose| NoiseField::from_seed(spec.seed, stage, purpose, channels);
+        if upscale.slider == 0 {
+            return Ok(Start::Noise(field(Purpose::Noise)));
+        }
+        let moments = sampling.encode(stage, spec.vae, &picture.resized(upscale.size)).await?;
+        let (mean, std) = mean_and_std(&moments);
+        let noise = field(Purpose::Encode).whole(sampling.latent_size(upscale.size));
+        let latent = sampled_latent(&mean, &std, &noise, sampling.model.scaling_factor);
+        let guide = Guide::new(latent, field(Purpose::Noise));
+        Ok(Start::Guided { guide, slider: upscale.slider as usize })
+    }
+}
+
+/// Mean and standard deviation, (C, h, w) each, of encoded moments (2 C, h, w): `std = exp(logvar / 2)`.
+pub fn mean_and_std(moments: &Array) -> (Array, Array) {
+    let (channels, height, width) = moments.chw().expect("moments have three axes");
+    let (mean, logvar) = moments.data().split_at(moments.data().len() / 2);
+    let std = logvar.iter().map(|v| libm::expf(0.5 * v)).collect();
+    let array = |data| Array::new([channels / 2, height, width], data).expect("half of the moments");
+    (array(mean.to_vec()), array(std))
+}
+
+/// `scaling_factor * (mean + std * noise)`, all (C, h, w).
+pub fn sampled_latent(mean: &Array, std: &Array, noise: &Array, scaling_factor: f32) -> Array {
+    let mut latent = noise.clone();
+    for ((n, mean), std) in latent.data_mut().iter_mut().zip(mean.data()).zip(std.data()) {
+        *n = scaling_factor * (mean + std * *n);
+    }
+    latent
+}
+
+impl Sampling {
+    /// The latent that stands for a picture of this size.
+    pub fn latent_size(&self, size: ImageSize) -> LatentSize {
+        size.latent(self.model.latent_factor)
+    }
+
+    /// Runs a stage to its end and returns its latent.
+    pub async fn run_stage(
+        &self,
+        stage: u32,
+        size: ImageSize,
+        mut run: StageRun,
+        observer: &mut (dyn StageObserver + Send),
+        progress: &mut dyn Progress,
+    ) -> Result<Array, RenderError> {
+        let mut flying: JoinSet<(PatchId, Result<TaskResult, TaskError>)> = JoinSet::new();
+        while !run.is_done() {
+            // Enough for every worker to find its next patches waiting, without preparing all at once.
+            let wanted = 2 * self.farm.roster().slots.max(1);
+            while flying.len() < wanted {
+                let Some(input) = run.next_patch() else { break };
+                let (id, farm) = (input.id, self.farm.clone());
+                let task = Task::PredictNoise(self.noise_task(size, input));
+                let order = TaskOrder { stage, position: id.0 };
+                flying.spawn(async move { (id, farm.run(order, task).await) });
+            }
+            let answer = flying.join_next().await.expect("an unfinished stage has a patch that can start");
+            match answer.expect("the task only waits") {
+                (id, Ok(TaskResult::Noise(noise))) => run.complete(id, noise, observer),
+                (_, Ok(other)) => unreachable!("the farm checks the kind of an answer: {other:?}"),
+                (_, Err(error)) => return Err(error.into()),
+            }
+            progress.patches(run.progress().0);
+        }
+        Ok(run.into_latent())
+    }
+
+    fn noise_task(&self, size: ImageSize, input: PatchInput) -> NoiseTask {
+        NoiseTask {
+            time_ids: self.time_ids(size, input.window),
+            latent: input.latent,
+            timestep: input.timestep.0,
+            conditioning: self.conditioning,
+            guidance_scale: self.guidance_scale,
+            pag: self.pag.as_ref().map(|p| PagScale { scale: p.scale, blocks: p.blocks.clone() }),
+        }
+    }
+
+    /// `(H, W, top, left, H, W)` of a window, in image pixels.
+    pub fn time_ids(&self, size: ImageSize, window: Window) -> [f32; 6] {
+        let pixels = |latent: usize| latent as f32 * self.model.latent_factor as f32;
+        let (height, width) = (size.height as f32, size.width as f32);
+        let left = pixels(window.left);
+        let top = match self.crops {
+            Crops::True => pixels(window.top),
+            Crops::Published => left,
+        };
+        [height, width, top, left, height, width]
+    }
+
+    /// Encodes a picture: mean and log-variance, (2 C, h, w).
+    pub async fn encode(&self, stage: u32, mode: VaeMode, picture: &Picture) -> Result<Array, RenderError> {
+        let size = picture.size();
+        let input = LatentSize { height: size.height as usize, width: size.width as usize };
+        let (tile, factor) = (self.model.vae_tile as usize, self.model.latent_factor as usize);
+        let tiling = match mode.is_tiled(size) {
+            true => Tiling::published(input, tile, tile / factor),
+            false => Tiling::whole(input),
+        };
+        let task = |window| Task::EncodeTile { image: Arc::new(picture_window(picture, window)) };
+        Ok(tiling.join(self.run_tiles(stage, tiling.windows().into_iter().map(task)).await?))
+    }
+
+    /// Decodes a latent: (3, height, width), nominally in [-1, 1].
+    pub async fn decode(&self, stage: u32, mode: VaeMode, latent: &Array) -> Result<Array, RenderError> {
+        let (_, height, width) = latent.chw().expect("a latent has three axes");
+        let (tile, factor) = (self.model.vae_tile as usize, self.model.latent_factor as usize);
+        let size = ImageSize { width: (width * factor) as u32, height: (height * factor) as u32 };
+        let tiling = match mode.is_tiled(size) {
+            true => Tiling::published(LatentSize { height, width }, tile / factor, tile),
+            false => Tiling::whole(LatentSize { height, width }),
+        };
+        let task = |window| {
+            let mut latent = crate::sampler::noise::crop(latent, window);
+            latent.data_mut().iter_mut().for_each(|v| *v /= self.model.scaling_factor);
+            Task::DecodeTile { latent: Arc::new(latent) }
+        };
+        Ok(tiling.join(self.run_tiles(stage, tiling.windows().into_iter().map(task)).await?))
+    }
+
+    /// Runs tile tasks and returns their arrays in order.
+    async fn run_tiles(
+        &self,
+        stage: u32,
+        tasks: impl Iterator<Item = Task>,
+    ) -> Result<Vec<Array>, RenderError> {
+        let mut tasks = (0..).zip(tasks);
+        let mut flying: JoinSet<(u32, Result<TaskResult, TaskError>)> = JoinSet::new();
+        let mut results: Vec<Option<Array>> = Vec::new();
+        loop {
+            while flying.len() < 2 * self.farm.roster().slots.max(1) {
+                let Some((position, task)) = tasks.next() else { break };
+                let farm = self.farm.clone();
+                results.push(None);
+                let order = TaskOrder { stage, position };
+                flying.spawn(async move { (position, farm.run(order, task).await) });
+            }
+            let Some(answer) = flying.join_next().await else { break };
+            let (position, result) = answer.expect("the task only waits");
+            match result? {
+                TaskResult::Moments(array) | TaskResult::Image(array) => {
+                    results[position as usize] = Some(array)
+                }
+                other => unreachable!("the farm checks the kind of an answer: {other:?}"),
+            }
+        }
+        Ok(results.into_iter().map(|r| r.expect("every tile was answered")).collect())
+    }
+}

@@ -1,0 +1,256 @@
+//! Which patches must be done before which: one graph over all steps of a stage, without barriers.
+//!
+//! - A patch of step s+1 *starts* after every patch of step s that its window overlaps.
+//! - Where windows read what earlier windows of the same step wrote (plan `paper`, guided steps but
+//!   the first), a patch also starts after every earlier overlapping patch of its step.
+//! - Results are *committed* in plan order where windows of a step overlap, whatever order they
+//!   come in; one that comes early is held.
+//!
+//! Invariant: following these rules gives the bytes of running the patches one by one in plan order.
+//! What a patch reads is fixed when it starts, and no later patch that touches those pixels can have
+//! been committed, because it waits for this one.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use super::plan::{Plan, PlanKind};
+use super::units::{PatchId, Step, Window};
+
+/// Lists of patches, one per patch, stored flat.
+#[derive(Debug, Default)]
+struct Lists {
+    ends: Vec<u32>,
+    items: Vec<PatchId>,
+}
+
+impl Lists {
+    fn from_edges(len: usize, edges: &[(PatchId, PatchId)]) -> Self {
+        let mut ends = vec![0u32; len];
+        edges.iter().for_each(|(from, _)| ends[from.index()] += 1);
+        let mut total = 0;
+        for end in &mut ends {
+            total += *end;
+            *end = total;
+        }
+        // Filled from the back, so that each `end` moves to its list's start and then stays known.
+        let mut starts = ends.clone();
+        let mut items = vec![PatchId(0); edges.len()];
+        for &(from, to) in edges.iter().rev() {
+            starts[from.index()] -= 1;
+            items[starts[from.index()] as usize] = to;
+        }
+        Self { ends, items }
+    }
+
+    fn of(&self, id: PatchId) -> &[PatchId] {
+        let start = if id.0 == 0 { 0 } else { self.ends[id.index() - 1] };
+        &self.items[start as usize..self.ends[id.index()] as usize]
+    }
+}
+
+/// The dependencies of a stage's patches.
+#[derive(Debug)]
+pub struct Graph {
+    /// Patches that may start only after this one is committed.
+    unblocks_start: Lists,
+    /// Patches that may be committed only after this one is.
+    unblocks_commit: Lists,
+    /// Earlier overlapping patches of the same step.
+    earlier: Lists,
+    starts_after: Vec<u32>,
+    commits_after: Vec<u32>,
+}
+
+impl Graph {
+    /// The graph of a plan with `slider` guided steps.
+    pub fn new(plan: &Plan, slider: usize) -> Self {
+        let (mut start, mut commit, mut earlier) = (Vec::new(), Vec::new(), Vec::new());
+        let mut below = Buckets::default();
+        for step in 0..plan.steps() {
+            let mut here = Buckets::default();
+            let reads_step = reads_within_step(plan.kind(), Step(step as u32), slider);
+            for (id, _) in plan.step(Step(step as u32)) {
+                let window = plan.window(id);
+                below.overlapping(window, |other| start.push((other, id)));
+                here.overlapping(window, |other| {
+                    earlier.push((id, other));
+                    if reads_step {
+                        start.push((other, id));
+                    } else {
+                        commit.push((other, id));
+                    }
+                });
+                here.insert(window, id);
+            }
+            below = here;
+        }
+        let count = |edges: &[(PatchId, PatchId)]| {
+            let mut counts = vec![0u32; plan.len()];
+            edges.iter().for_each(|(_, to)| counts[to.index()] += 1);
+            counts
+        };
+        Self {
+            starts_after: count(&start),
+            commits_after: count(&commit),
+            unblocks_start: Lists::from_edges(plan.len(), &start),
+            unblocks_commit: Lists::from_edges(plan.len(), &commit),
+            earlier: Lists::from_edges(plan.len(), &earlier),
+        }
+    }
+
+    /// The earlier patches of the same step whose windows overlap this one's, in plan order.
+    pub fn earlier(&self, id: PatchId) -> &[PatchId] {
+        self.earlier.of(id)
+    }
+}
+
+/// Whether the patches of a step read what earlier patches of that step wrote.
+pub fn reads_within_step(kind: PlanKind, step: Step, slider: usize) -> bool {
+    kind == PlanKind::Paper && (1..slider).contains(&step.index())
+}
+
+/// Windows by the window-sized cells they touch, so that overlaps are found without comparing all.
+#[derive(Debug, Default)]
+struct Buckets {
+    cells: BTreeMap<(usize, usize), Vec<(Window, PatchId)>>,
+}
+
+impl Buckets {
+    fn cells_of(window: Window) -> impl Iterator<Item = (usize, usize)> {
+        let rows = window.top / window.height..=(window.bottom() - 1) / window.height;
+        let columns = window.left / window.width..=(window.right() - 1) / window.width;
+        rows.flat_map(move |r| columns.clone().map(move |c| (r, c)))
+    }
+
+    fn insert(&mut self, window: Window, id: PatchId) {
+        Self::cells_of(window).for_each(|cell| self.cells.entry(cell).or_default().push((window, id)));
+    }
+
+    /// Calls `found` once for each window that overlaps, in the order of their ids.
+    fn overlapping(&self, window: Window, mut found: impl FnMut(PatchId)) {
+        let mut ids: Vec<PatchId> = Self::cells_of(window)
+            .filter_map(|cell| self.cells.get(&cell))
+            .flatten()
+            .filter(|(other, _)| window.intersection(*other).is_some())
+            .map(|&(_, id)| id)
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().for_each(&mut found);
+    }
+}
+
+/// Which patches can start now, which results wait for an earlier one, what is done.
+#[derive(Debug)]
+pub struct Frontier<R> {
+    graph: Graph,
+    ready: BinaryHeap<Reverse<PatchId>>,
+    starts_after: Vec<u32>,
+    commits_after: Vec<u32>,
+    held: BTreeMap<PatchId, R>,
+    committed: usize,
+}
+
+impl<R> Frontier<R> {
+    /// Nothing is done yet.
+    pub fn new(graph: Graph) -> Self {
+        let (starts_after, commits_after) = (graph.starts_after.clone(), graph.commits_after.clone());
+        let free = starts_after.iter().enumerate().filter(|(_, n)| **n == 0);
+        let ready = free.map(|(i, _)| Reverse(PatchId(i as u32))).collect();
+        Self { graph, ready, starts_after, commits_after, held: BTreeMap::new(), committed: 0 }
+    }
+
+    /// The dependencies.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Takes the first patch, in plan order, whose input is final.
+    pub fn next_ready(&mut self) -> Option<PatchId> {
+        self.ready.pop().map(|Reverse(id)| id)
+    }
+
+    /// Takes in a result and calls `commit` for every result that may be committed now, in an order
+    /// that respects the plan's.
+    pub fn complete(&mut self, id: PatchId, result: R, mut commit: impl FnMut(&Graph, PatchId, R)) {
+        self.held.insert(id, result);
+        let mut open = if self.commits_after[id.index()] == 0 { vec![id] } else { Vec::new() };
+        while let Some(id) = open.pop() {
+            let Some(result) = self.held.remove(&id) else { continue };
+            commit(&self.graph, id, result);
+            self.committed += 1;
+            for &next in self.graph.unblocks_commit.of(id) {
+                self.commits_after[next.index()] -= 1;
+                if self.commits_after[next.index()] == 0 && self.held.contains_key(&next) {
+                    open.push(next);
+                }
+            }
+            for &next in self.graph.unblocks_start.of(id) {
+                self.starts_after[next.index()] -= 1;
+                if self.starts_after[next.index()] == 0 {
+                    self.ready.push(Reverse(next));
+                }
+            }
+        }
+    }
+
+    /// Number of patches committed.
+    pub fn committed(&self) -> usize {
+        self.committed
+    }
+
+    /// Whether every patch is committed.
+    pub fn is_done(&self) -> bool {
+        self.committed == self.starts_after.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Geometry;
+    use super::super::units::LatentSize;
+    use super::*;
+
+    #[test]
+    fn overlaps_found_by_cells_are_all_overlaps() {
+        let geometry = Geometry::new(LatentSize { height: 70, width: 45 }, 16);
+        let plan = Plan::draw(PlanKind::Paper, geometry, 3, 9, 1);
+        let graph = Graph::new(&plan, 2);
+        for step in 0..3 {
+            let ids: Vec<PatchId> = plan.step(Step(step)).map(|(id, _)| id).collect();
+            for &id in &ids {
+                let overlaps = |o: &&PatchId| plan.window(**o).intersection(plan.window(id)).is_some();
+                let expected: Vec<PatchId> =
+                    ids.iter().take_while(|o| **o < id).filter(overlaps).copied().collect();
+                assert_eq!(graph.earlier(id), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn any_completion_order_commits_everything_in_plan_order_where_windows_overlap() {
+        let geometry = Geometry::new(LatentSize { height: 48, width: 48 }, 16);
+        for (kind, slider, seed) in
+            [(PlanKind::Paper, 3, 1), (PlanKind::Balanced, 2, 2), (PlanKind::Paper, 0, 3)]
+        {
+            let plan = Plan::draw(kind, geometry, 4, seed, 1);
+            let mut frontier = Frontier::new(Graph::new(&plan, slider));
+            let (mut flying, mut order) = (Vec::new(), Vec::new());
+            while !frontier.is_done() {
+                while let Some(id) = frontier.next_ready() {
+                    flying.push(id);
+                }
+                // Newest first: as far from plan order as the graph lets results come.
+                let id = flying.pop().expect("something can always start");
+                frontier.complete(id, (), |_, id, ()| order.push(id));
+            }
+            assert_eq!(order.len(), plan.len());
+            for (i, &a) in order.iter().enumerate() {
+                for &b in &order[i + 1..] {
+                    let apart = plan.window(a).intersection(plan.window(b)).is_none();
+                    assert!(a < b || apart, "{a:?} before {b:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Words of the method as types: a step is not a timestep, a latent pixel is not an image pixel.
+
+use std::fmt;
+
+/// Position in the schedule, 0 first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Step(pub u32);
+
+impl Step {
+    /// The step as an index.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// t: training timestep, in 0..T.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestep(pub u32);
+
+/// Position of a patch among all patches of a stage, in plan order: by step, then by order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PatchId(pub u32);
+
+impl PatchId {
+    /// The patch as an index.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A size in latent pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LatentSize {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl LatentSize {
+    /// Number of latent pixels.
+    pub fn area(self) -> usize {
+        self.height * self.width
+    }
+
+    /// The rectangle that covers everything.
+    pub fn rect(self) -> Window {
+        Window { top: 0, left: 0, height: self.height, width: self.width }
+    }
+}
+
+/// A size in image pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct ImageSize {
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+}
+
+impl ImageSize {
+    /// The latent that stands for a picture of this size; `factor` image pixels per latent pixel.
+    pub fn latent(self, factor: u32) -> LatentSize {
+        LatentSize { height: (self.height / factor) as usize, width: (self.width / factor) as usize }
+    }
+}
+
+impl fmt::Display for ImageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+/// A rectangle of the canvas, in latent pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// First row.
+    pub top: usize,
+    /// First column.
+    pub left: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Window {
+    /// One past the last row.
+    pub fn bottom(self) -> usize {
+        self.top + self.height
+    }
+
+    /// One past the last column.
+    pub fn right(self) -> usize {
+        self.left + self.width
+    }
+
+    /// Number of latent pixels.
+    pub fn area(self) -> usize {
+        self.height * self.width
+    }
+
+    /// The part of `other` inside this window, in coordinates of the canvas; `None` when they are apart.
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        let (top, left) = (self.top.max(other.top), self.left.max(other.left));
+        let (bottom, right) = (self.bottom().min(other.bottom()), self.right().min(other.right()));
+        (top < bottom && left < right).then(|| Self { top, left, height: bottom - top, width: right - left })
+    }
+}

@@ -1,0 +1,170 @@
+//! The specification of a render: everything that decides its bytes, resolved, and nothing else.
+//!
+//! It is stored with the picture, and read back to make the same picture again. No time, host, path or
+//! worker is part of it.
+
+use gigasmith_proto::domain::{Component, ModelDescription, NumericClass};
+use serde::{Deserialize, Serialize};
+
+use crate::sampler::plan::PlanKind;
+use crate::sampler::tiles::VaeMode;
+use crate::sampler::units::ImageSize;
+
+/// The version of [`RenderSpec`] that this program writes.
+pub const SPEC_VERSION: u32 = 1;
+
+/// A render, fully resolved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RenderSpec {
+    /// Format version, [`SPEC_VERSION`].
+    pub version: u32,
+    /// What to draw.
+    pub prompt: String,
+    /// What to steer away from; `None`: nothing given, which is not the same as an empty string.
+    pub negative_prompt: Option<String>,
+    /// Which model, by name and content.
+    pub model: ModelSpec,
+    /// Size of the base stage, or of the picture that takes its place.
+    pub base: ImageSize,
+    /// The upscale stages, ending at the final size.
+    pub upscales: Vec<UpscaleSpec>,
+    /// Denoising steps per stage.
+    pub steps: u32,
+    /// Classifier-free guidance scale; at most 1: none.
+    pub guidance_scale: f32,
+    /// Perturbed-attention guidance, in every stage.
+    pub pag: Option<PagSpec>,
+    /// Decides every random number.
+    pub seed: u64,
+    /// How windows are laid.
+    pub plan: PlanKind,
+    /// A plan given in a file, by the BLAKE3 hash of its JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_hash: Option<String>,
+    /// Where the base stage's noise comes from.
+    pub rng: Rng,
+    /// Which crop coordinates the network is told.
+    pub crops: Crops,
+    /// How pictures go through the VAE.
+    pub vae: VaeMode,
+    /// The picture that takes the place of the base stage, by the BLAKE3 hash of its pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_hash: Option<String>,
+}
+
+/// A model, by name and content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    /// `pocket`, a hub id, or a folder's last name.
+    pub name: String,
+    /// BLAKE3 of each component: `text`, `unet`, `vae`, in hexadecimal.
+    pub fingerprints: Vec<(String, String)>,
+    /// The class of the results.
+    pub numeric_class: NumericClass,
+}
+
+impl ModelSpec {
+    /// The model that a worker describes.
+    pub fn of(model: &ModelDescription) -> Self {
+        let name = |c: &Component| match c {
+            Component::Text => "text",
+            Component::Unet => "unet",
+            Component::Vae => "vae",
+        };
+        Self {
+            name: model.name.clone(),
+            fingerprints: model.fingerprints.iter().map(|(c, f)| (name(c).into(), f.to_string())).collect(),
+            numeric_class: model.numeric_class.clone(),
+        }
+    }
+}
+
+/// One upscale stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpscaleSpec {
+    /// Size of the stage's picture.
+    pub size: ImageSize,
+    /// Number of guided steps, 0 to the number of steps.
+    pub slider: u32,
+}
+
+/// Perturbed-attention guidance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PagSpec {
+    /// Its scale, above 0.
+    pub scale: f32,
+    /// Which self-attentions become the identity.
+    pub blocks: Vec<String>,
+}
+
+/// Where the base stage's noise comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rng {
+    /// The counter-based generator that all other noise comes from.
+    Philox,
+    /// PyTorch's CPU generator, as diffusers uses it.
+    Torch,
+}
+
+/// Which crop coordinates the network is told in its time ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crops {
+    /// The true top and left of the window.
+    True,
+    /// `left` in both places, as the published program has it.
+    Published,
+}
+
+/// A slider that does not fit the steps.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SliderError {
+    /// More guided steps than steps.
+    #[error("slider {slider} is above the number of steps: give 0 to {steps}")]
+    AboveSteps {
+        /// What was asked for.
+        slider: u32,
+        /// S.
+        steps: u32,
+    },
+    /// Neither one value nor one per stage.
+    #[error("{given} sliders for {stages} upscale stages: give one value, or one per stage")]
+    Count {
+        /// How many were given.
+        given: usize,
+        /// How many stages there are.
+        stages: usize,
+    },
+}
+
+/// The slider of each upscale stage: one value for all, one each, or, when none is given, the
+/// publication's 20 of 50 steps for the first stage and 30 of 50 for the later ones, in proportion.
+pub fn resolve_sliders(given: &[u32], steps: u32, stages: usize) -> Result<Vec<u32>, SliderError> {
+    if let Some(&slider) = given.iter().find(|&&s| s > steps) {
+        return Err(SliderError::AboveSteps { slider, steps });
+    }
+    let of_fifty = |share: u32| ((steps * share + 25) / 50).max(1);
+    match given {
+        [] => Ok((0..stages).map(|i| of_fifty(if i == 0 { 20 } else { 30 })).collect()),
+        [one] => Ok(vec![*one; stages]),
+        each if each.len() == stages => Ok(each.to_vec()),
+        _ => Err(SliderError::Count { given: given.len(), stages }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sliders_follow_the_publication_in_proportion() {
+        assert_eq!(resolve_sliders(&[], 50, 3), Ok(vec![20, 30, 30]));
+        assert_eq!(resolve_sliders(&[], 30, 2), Ok(vec![12, 18]));
+        assert_eq!(resolve_sliders(&[], 1, 1), Ok(vec![1]));
+        assert_eq!(resolve_sliders(&[0], 4, 2), Ok(vec![0, 0]));
+        assert_eq!(resolve_sliders(&[4, 3], 4, 2), Ok(vec![4, 3]));
+        assert_eq!(resolve_sliders(&[5], 4, 2), Err(SliderError::AboveSteps { slider: 5, steps: 4 }));
+        assert_eq!(resolve_sliders(&[1, 2, 3], 4, 2), Err(SliderError::Count { given: 3, stages: 2 }));
+    }
+}

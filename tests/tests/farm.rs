@@ -1,0 +1,172 @@
+//! Whole renders on a fake network: determinism, and what happens when answers are wrong.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use common::Fake;
+use gigasmith_coordinator::embedded::EmbeddedFarm;
+use gigasmith_coordinator::render::{RenderError, RenderInputs, Rendered, render};
+use gigasmith_coordinator::sampler::plan::PlanKind;
+use gigasmith_coordinator::sampler::resize::Picture;
+use gigasmith_coordinator::sampler::tiles::VaeMode;
+use gigasmith_coordinator::sampler::units::ImageSize;
+use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec};
+use gigasmith_proto::domain::Array;
+use gigasmith_worker::backend::BackendError;
+
+fn spec() -> RenderSpec {
+    let size = |width, height| ImageSize { width, height };
+    RenderSpec {
+        version: SPEC_VERSION,
+        prompt: "a fox".into(),
+        negative_prompt: None,
+        model: ModelSpec::of(&common::description()),
+        base: size(64, 64),
+        upscales: vec![
+            UpscaleSpec { size: size(128, 128), slider: 2 },
+            UpscaleSpec { size: size(196, 260), slider: 3 },
+        ],
+        steps: 4,
+        guidance_scale: 5.0,
+        pag: None,
+        seed: 7,
+        plan: PlanKind::Balanced,
+        plan_hash: None,
+        rng: Rng::Philox,
+        crops: Crops::True,
+        vae: VaeMode::Tiled,
+        image_hash: None,
+    }
+}
+
+async fn run_on(
+    mut farm: EmbeddedFarm,
+    spec: &RenderSpec,
+    inputs: RenderInputs,
+) -> Result<Rendered, RenderError> {
+    let handle = farm.farm().clone();
+    let done =
+        farm.until_worker_ends(render(&handle, spec, inputs, &mut ())).await.expect("the worker stays");
+    farm.stop().await;
+    done
+}
+
+async fn run(spec: &RenderSpec) -> Rendered {
+    run_on(common::farm_with(|| Ok(Box::new(Fake::new()))), spec, RenderInputs::default())
+        .await
+        .expect("it renders")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_spec_gives_the_same_bytes_and_every_setting_counts() {
+    let first = run(&spec()).await;
+    assert_eq!(first.picture.size(), ImageSize { width: 196, height: 260 });
+    let again = run(&spec()).await;
+    assert_eq!((first.picture.rgb(), &first.latent), (again.picture.rgb(), &again.latent));
+    let changes: [(&str, fn(&mut RenderSpec)); 8] = [
+        ("seed", |s| s.seed = 8),
+        ("prompt", |s| s.prompt.push('!')),
+        ("steps", |s| s.steps = 5),
+        ("slider", |s| s.upscales[1].slider = 1),
+        ("no slider", |s| s.upscales[1].slider = 0),
+        ("plan", |s| s.plan = PlanKind::Paper),
+        ("rng", |s| s.rng = Rng::Torch),
+        ("crops", |s| s.crops = Crops::Published),
+    ];
+    for (name, change) in changes {
+        let mut other = spec();
+        change(&mut other);
+        assert_ne!(run(&other).await.picture.rgb(), first.picture.rgb(), "{name} changes nothing");
+    }
+}
+
+#[tokio::test]
+async fn a_picture_takes_the_place_of_the_base() {
+    let size = ImageSize { width: 66, height: 50 };
+    let picture = Picture::new(size, (0..66 * 50 * 3).map(|i| (i % 251) as u8).collect());
+    let mut spec = spec();
+    (spec.base, spec.image_hash) = (size, Some("hash".into()));
+    spec.upscales = vec![UpscaleSpec { size: ImageSize { width: 132, height: 100 }, slider: 4 }];
+    let inputs = RenderInputs { picture: Some(picture), plans: None };
+    let rendered =
+        run_on(common::farm_with(|| Ok(Box::new(Fake::new()))), &spec, inputs).await.expect("it renders");
+    assert_eq!(rendered.picture.size(), ImageSize { width: 132, height: 100 });
+    assert_eq!(rendered.plans.len(), 1);
+}
+
+/// A farm whose network spoils every answer of one kind for the first `times`.
+fn spoiled(
+    kind: &'static str,
+    times: u32,
+    spoil: fn(Array) -> Result<Array, BackendError>,
+) -> (EmbeddedFarm, Arc<AtomicU32>) {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counter = calls.clone();
+    let farm = common::farm_with(move || {
+        let mut fake = Fake::new();
+        fake.spoil = Box::new(move |what, array| {
+            let spoiled = what == kind && counter.fetch_add(1, Ordering::SeqCst) < times;
+            if spoiled { spoil(array) } else { Ok(array) }
+        });
+        Ok(Box::new(fake))
+    });
+    (farm, calls)
+}
+
+fn not_a_number(mut array: Array) -> Result<Array, BackendError> {
+    array.data_mut()[3] = f32::NAN;
+    Ok(array)
+}
+
+fn out_of_memory(_: Array) -> Result<Array, BackendError> {
+    Err(BackendError::Device { what: "noise", message: "out of memory".into() })
+}
+
+fn misshapen(array: Array) -> Result<Array, BackendError> {
+    let (c, h, w) = array.chw().expect("three axes");
+    Ok(Array::zeros([c, h, w + 1]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passing_faults_are_tried_again_and_leave_no_mark() {
+    let good = run(&spec()).await;
+    for (kind, spoil) in [
+        ("patch", not_a_number as fn(Array) -> Result<Array, BackendError>),
+        ("patch", out_of_memory),
+        ("encode", misshapen),
+        ("decode", |_| panic!("a bug in the network")),
+    ] {
+        let (farm, calls) = spoiled(kind, 2, spoil);
+        let rendered = run_on(farm, &spec(), RenderInputs::default()).await.expect("the third attempt works");
+        assert!(calls.load(Ordering::SeqCst) > 2);
+        assert_eq!(rendered.picture.rgb(), good.picture.rgb());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lasting_faults_end_the_render_with_their_reason() {
+    let (farm, _) = spoiled("patch", u32::MAX, not_a_number);
+    let error = run_on(farm, &spec(), RenderInputs::default()).await.unwrap_err().to_string();
+    assert!(
+        error.contains("patch task failed") && error.contains("not finite") && error.contains("--dtype f32"),
+        "{error}"
+    );
+    let (farm, _) = spoiled("decode", u32::MAX, |_| panic!("a bug in the network"));
+    let error = run_on(farm, &spec(), RenderInputs::default()).await.unwrap_err().to_string();
+    assert!(error.contains("a bug in the network"), "{error}");
+}
+
+#[tokio::test]
+async fn questions_without_an_answer_are_not_repeated() {
+    let (farm, calls) = spoiled("patch", u32::MAX, |array| {
+        Err(BackendError::Shape {
+            what: "latent",
+            actual: array.shape().to_vec(),
+            expected: "nothing".into(),
+        })
+    });
+    assert!(run_on(farm, &spec(), RenderInputs::default()).await.is_err());
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
