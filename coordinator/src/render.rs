@@ -363,7 +363,7 @@ impl Sampling {
             let (position, result) = answer.expect("the task only waits");
             match result? {
                 TaskResult::Moments(array) | TaskResult::Image(array) => {
-                    results[position as usize] = Some(array)
+                    results[position as usize] = Some(array);
                 }
                 other => unreachable!("the farm checks the kind of an answer: {other:?}"),
             }

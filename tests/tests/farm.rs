@@ -65,7 +65,8 @@ async fn the_same_spec_gives_the_same_bytes_and_every_setting_counts() {
     assert_eq!(first.picture.size(), ImageSize { width: 196, height: 260 });
     let again = run(&spec()).await;
     assert_eq!((first.picture.rgb(), &first.latent), (again.picture.rgb(), &again.latent));
-    let changes: [(&str, fn(&mut RenderSpec)); 8] = [
+    type Change = fn(&mut RenderSpec);
+    let changes: [(&str, Change); 8] = [
         ("seed", |s| s.seed = 8),
         ("prompt", |s| s.prompt.push('!')),
         ("steps", |s| s.steps = 5),

@@ -124,6 +124,6 @@ fn the_description_follows_the_files() {
     assert_eq!(description.schedule.timestep_spacing, TimestepSpacing::Trailing);
     assert_eq!((description.patch_side, description.latent_factor, description.vae_tile), (24, 2, 32));
     assert!(!description.force_zeros_for_empty_prompt);
-    assert_eq!(description.native_sizes, [(48, 48)]);
+    assert_eq!(description.native_sizes[0], (48, 48));
     assert_eq!((description.preset.steps, description.preset.guidance_scale), (50, 7.5));
 }

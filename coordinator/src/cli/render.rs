@@ -147,8 +147,7 @@ pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
         check_writable(&seeds.file(&args.output, seed))?;
     }
     let mut display = Display::new(args.quiet);
-    display.phase("loading the model");
-    let mut embedded = worker::start(question.source()?, &args.worker)?;
+    let mut embedded = worker::start(question.source()?, &args.worker).await?;
     let farm = embedded.farm().clone();
     let model = embedded.until_worker_ends(farm.model()).await?.map_err(Failure::render)?;
     let Resolved { spec, picture, plans, warnings } = resolve(&args, question, &model)?;

@@ -42,7 +42,7 @@ pub(super) async fn run(args: VerifyArgs) -> Result<(), Failure> {
     }
     let source = ModelSource::parse(&args.model)?;
     let mut display = Display::new(args.quiet);
-    let mut embedded = worker::start(source, &args.worker)?;
+    let mut embedded = worker::start(source, &args.worker).await?;
     let farm = embedded.farm().clone();
     let report = embedded.until_worker_ends(verify(&farm, &trace, &mut display)).await??;
     display.finish();

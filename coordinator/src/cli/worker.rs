@@ -33,18 +33,18 @@ enum DtypeArg {
     Bf16,
 }
 
-/// Loads a model and starts a farm of one on it.
-pub(super) fn start(source: ModelSource, args: &WorkerArgs) -> Result<EmbeddedFarm, Failure> {
+/// Loads a model, downloading it where need be, and starts a farm of one on it.
+pub(super) async fn start(source: ModelSource, args: &WorkerArgs) -> Result<EmbeddedFarm, Failure> {
     let dtype = args.dtype.map(|d| match d {
         DtypeArg::F32 => Dtype::F32,
         DtypeArg::F16 => Dtype::F16,
         DtypeArg::Bf16 => Dtype::Bf16,
     });
     let options = LoadOptions { device: args.device, dtype, hub: HubOptions::from_env() };
-    let device = DeviceThread::start(move || {
-        model::load(&source, &options).map(|model| Box::new(model) as Box<dyn Backend>)
-    });
-    let device: DeviceThread = device.map_err(|e: LoadError| Failure::from(e))?;
+    let load = move || model::load(&source, &options).map(|model| Box::new(model) as Box<dyn Backend>);
+    // Minutes, where there is something to download: Ctrl-C must get through meanwhile.
+    let loaded = tokio::task::spawn_blocking(|| DeviceThread::start::<LoadError>(load)).await;
+    let device = loaded.map_err(|e| Failure::render(format!("loading the model broke off: {e}")))??;
     let name = device.description().numeric_class.backend.clone();
     let session = SessionOptions { name: "embedded".into(), device: name, slots: SLOTS };
     Ok(EmbeddedFarm::start(Arc::new(device), session))

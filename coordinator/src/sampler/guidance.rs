@@ -130,7 +130,7 @@ impl Transforms {
         for (row, out) in spectrum.chunks_exact_mut(bins).zip(image.chunks_exact_mut(width)) {
             // The first bin and, for an even width, the last are real: what rounding left is dropped.
             row[0].im = 0.0;
-            if width % 2 == 0 {
+            if width.is_multiple_of(2) {
                 row[bins - 1].im = 0.0;
             }
             let scratch = &mut room.1[..self.row_inverse.get_scratch_len()];
@@ -170,7 +170,7 @@ fn mix_spectra(own: &mut [Complex<f32>], guide: &[Complex<f32>], size: LatentSiz
 
 /// Frequencies that are their own negative: 0, and half the length when that is even.
 fn half_points(length: usize) -> impl Iterator<Item = usize> + Clone {
-    [Some(0), (length % 2 == 0).then_some(length / 2)].into_iter().flatten()
+    [Some(0), length.is_multiple_of(2).then_some(length / 2)].into_iter().flatten()
 }
 
 /// |z|, by operations that every machine rounds alike (`hypot` is not one).
@@ -210,7 +210,7 @@ mod tests {
             (0..height * width).map(|i| bin(i / width, i % width)).collect()
         };
         let (f, g) = (dft(x), dft(g));
-        let own = |n: usize, length: usize| 2 * n % length == 0;
+        let own = |n: usize, length: usize| (2 * n).is_multiple_of(length);
         let mixed: Vec<(f64, f64)> = (0..height * width)
             .map(|i| {
                 let (norm, guide) = (f[i].0.hypot(f[i].1), g[i].0.hypot(g[i].1));

@@ -19,7 +19,7 @@ pub fn randn(seed: u64, shape: &[usize]) -> Array {
     let mut uniform = || (generator.next_u32() & 0x00ff_ffff) as f32 / 16_777_216.0;
     let mut data: Vec<f32> = (0..n).map(|_| uniform()).collect();
     data.chunks_exact_mut(BLOCK).for_each(box_muller);
-    if n % BLOCK != 0 {
+    if !n.is_multiple_of(BLOCK) {
         let tail = &mut data[n - BLOCK..];
         tail.fill_with(uniform);
         box_muller(tail);

@@ -15,12 +15,12 @@ use gigasmith_worker::model::{self, DeviceChoice, HubOptions, LoadError, LoadOpt
 use gigasmith_worker::session::SessionOptions;
 
 /// A file or folder under `tests/golden`.
-pub fn golden(name: &str) -> PathBuf {
+pub(crate) fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
 }
 
 /// A farm of one on a CPU with the named model.
-pub fn farm_of(model: &str) -> EmbeddedFarm {
+pub(crate) fn farm_of(model: &str) -> EmbeddedFarm {
     let source = ModelSource::parse(model).expect("the model is known");
     let options =
         LoadOptions { device: DeviceChoice::Cpu, dtype: Some(Dtype::F32), hub: HubOptions::from_env() };
@@ -28,7 +28,7 @@ pub fn farm_of(model: &str) -> EmbeddedFarm {
 }
 
 /// A farm of one on any backend.
-pub fn farm_with(
+pub(crate) fn farm_with(
     load: impl FnOnce() -> Result<Box<dyn Backend>, LoadError> + Send + 'static,
 ) -> EmbeddedFarm {
     let device = DeviceThread::start(load).expect("the backend loads");
@@ -37,21 +37,21 @@ pub fn farm_with(
 }
 
 /// A network of a few lines: deterministic, cheap, and sensitive to every input.
-pub struct Fake {
-    pub model: ModelDescription,
+pub(crate) struct Fake {
+    pub(crate) model: ModelDescription,
     /// Called before every answer; may replace it.
-    pub spoil: Box<dyn FnMut(&'static str, Array) -> Result<Array, BackendError> + Send>,
+    pub(crate) spoil: Box<dyn FnMut(&'static str, Array) -> Result<Array, BackendError> + Send>,
 }
 
 impl Fake {
     /// A well-behaved fake with windows of 16 latent pixels and pictures of 64 x 64.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { model: description(), spoil: Box::new(|_, array| Ok(array)) }
     }
 }
 
 /// What the fake says it is.
-pub fn description() -> ModelDescription {
+pub(crate) fn description() -> ModelDescription {
     ModelDescription {
         name: "fake".into(),
         fingerprints: vec![(Component::Unet, Fingerprint([1; 32]))],

@@ -19,7 +19,8 @@ const ENDPOINT: &str = "https://huggingface.co";
 pub enum HubError {
     /// The hub does not know the repository or the revision.
     #[error(
-        "the hub at {endpoint} has no model `{id}` (revision {revision}); check the spelling, and set HF_TOKEN if it is private"
+        "the hub at {endpoint} has no model `{id}` (revision {revision}); check the spelling, and set \
+         HF_TOKEN if it is private"
     )]
     Unknown {
         /// Address of the hub.
@@ -31,7 +32,8 @@ pub enum HubError {
     },
     /// The repository wants a permission.
     #[error(
-        "access to `{id}` is refused ({status}); accept its conditions at {endpoint}/{id}, then set HF_TOKEN to a token of yours that may read it"
+        "access to `{id}` is refused ({status}): it wants a permission, or does not exist; check the \
+         spelling, accept its conditions at {endpoint}/{id}, and set HF_TOKEN to a token that may read it"
     )]
     Refused {
         /// Address of the hub.
@@ -43,7 +45,8 @@ pub enum HubError {
     },
     /// The network is not to be touched, and the cache does not have the model.
     #[error(
-        "`{id}` (revision {revision}) is not complete in the cache {cache} and HF_HUB_OFFLINE is set; {missing} is missing; fetch it once with a connection"
+        "`{id}` (revision {revision}) is not complete in the cache {cache} and HF_HUB_OFFLINE is set; \
+         {missing} is missing; fetch it once with a connection"
     )]
     Offline {
         /// The repository.
@@ -57,7 +60,8 @@ pub enum HubError {
     },
     /// No answer.
     #[error(
-        "the hub at {endpoint} cannot be reached: {reason}; check the connection, or set HF_HUB_OFFLINE=1 to use what the cache has"
+        "the hub at {endpoint} cannot be reached: {reason}; check the connection, or set HF_HUB_OFFLINE=1 to \
+         use what the cache has"
     )]
     Unreachable {
         /// Address of the hub.
@@ -163,7 +167,7 @@ pub(crate) fn fetch(
         (Err(HubError::Unreachable { endpoint, reason }), Some(folder))
             if fetch.missing(&folder).is_none() =>
         {
-            tracing::warn!(%endpoint, %reason, model = id, "the hub cannot be reached; using what the cache has");
+            tracing::warn!(%endpoint, %reason, model = id, "the hub cannot be reached; using the cache");
             Ok(folder)
         }
         (result, _) => result,
@@ -287,10 +291,7 @@ impl Fetch<'_> {
         let id = self.id.to_owned();
         match error {
             ApiError::RequestError(error) => match *error {
-                ureq::Error::StatusCode(status @ (401 | 403)) => {
-                    // The hub answers 401 for what does not exist, too, unless a token is sent.
-                    HubError::Refused { endpoint, id, status }
-                }
+                ureq::Error::StatusCode(status @ (401 | 403)) => HubError::Refused { endpoint, id, status },
                 ureq::Error::StatusCode(404) => {
                     HubError::Unknown { endpoint, id, revision: self.revision.to_owned() }
                 }

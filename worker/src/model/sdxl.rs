@@ -372,17 +372,18 @@ fn fingerprints(
 }
 
 /// Sizes the model was trained at. SDXL's own list (Podell et al., arXiv 2307.01952, appendix I) for
-/// models of its size, the square for others, unless the model's preset file says.
+/// models of its size and in proportion for others, unless the model's preset file says.
 fn native_sizes(presets: &PresetFile, configs: &Configs) -> Vec<(u32, u32)> {
     if !presets.native_sizes.is_empty() {
         return presets.native_sizes.clone();
     }
-    let side = (configs.unet.sample_size * configs.vae.factor()) as u32;
+    let factor = configs.vae.factor() as u32;
+    let side = configs.unet.sample_size as u32 * factor;
+    // SDXL was trained at several aspects of equal area; other sizes follow in proportion.
+    let scaled = |length: u32| (length * side / factor + 512) / 1024 * factor;
     let mut sizes = vec![(side, side)];
-    if side == 1024 {
-        for (long, short) in [(1152, 896), (1216, 832), (1344, 768), (1536, 640)] {
-            sizes.extend([(long, short), (short, long)]);
-        }
+    for (long, short) in [(1152, 896), (1216, 832), (1344, 768), (1536, 640)] {
+        sizes.extend([(scaled(long), scaled(short)), (scaled(short), scaled(long))]);
     }
     sizes
 }

@@ -65,8 +65,8 @@ impl DeviceChoice {
         let fail = |reason: String| LoadError::Device { device: self.to_string(), reason };
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto if cfg!(feature = "cuda") => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
-            Self::Auto if cfg!(feature = "metal") => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
+            Self::Auto if cfg!(feature = "cuda") => Ok(or_cpu(Device::new_cuda(0))),
+            Self::Auto if cfg!(feature = "metal") => Ok(or_cpu(Device::new_metal(0))),
             Self::Auto => Ok(Device::Cpu),
             Self::Cuda(index) if cfg!(feature = "cuda") => {
                 Device::new_cuda(index).map_err(|e| fail(format!("it cannot be opened: {e}")))
@@ -78,6 +78,14 @@ impl DeviceChoice {
             Self::Metal => Err(fail(absent("metal"))),
         }
     }
+}
+
+/// The GPU where there is one. A driver that fails is worth a word: the CPU is far slower.
+fn or_cpu(gpu: candle_core::Result<Device>) -> Device {
+    gpu.unwrap_or_else(|error| {
+        tracing::warn!(%error, "no GPU can be opened; computing on the CPU");
+        Device::Cpu
+    })
 }
 
 fn absent(feature: &str) -> String {

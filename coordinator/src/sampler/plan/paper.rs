@@ -29,7 +29,7 @@ impl Pending {
     fn new(height: usize, width: usize) -> Self {
         let words_per_row = width.div_ceil(64);
         let mut row = vec![u64::MAX; words_per_row];
-        if width % 64 != 0 {
+        if !width.is_multiple_of(64) {
             row[words_per_row - 1] = (1 << (width % 64)) - 1;
         }
         Self { words_per_row, bits: row.repeat(height), per_row: vec![width; height], total: height * width }

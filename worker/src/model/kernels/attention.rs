@@ -15,7 +15,7 @@ use super::simd;
 /// Queries of a block, at most.
 const BLOCK: usize = 64;
 
-/// See [`super::attention`].
+/// See [`super::attention()`].
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let (batch, sq, width) = q.dims3()?;

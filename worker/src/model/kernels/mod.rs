@@ -61,7 +61,7 @@ pub(crate) struct AttentionSpec {
 }
 
 fn on_cpu(x: &Tensor) -> bool {
-    std::env::var_os("PLAIN").is_none() && matches!(x.device(), Device::Cpu)
+    matches!(x.device(), Device::Cpu)
 }
 
 /// Runs a CPU kernel on f32 copies where the tensors are half precision.
@@ -80,7 +80,7 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     with_bias(x, weight, bias, |x, w, b| linear::linear(x, w, b, linear::Output::Rows))
 }
 
-/// Like [`linear`], with the result as planes: (batch, rows, in) -> (batch, out, rows).
+/// Like [`linear()`], with the result as planes: (batch, rows, in) -> (batch, out, rows).
 pub(crate) fn linear_to_planes(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if !on_cpu(x) {
         return plain::linear(x, weight, bias)?.transpose(1, 2)?.contiguous();

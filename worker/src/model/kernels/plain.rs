@@ -8,7 +8,7 @@ use super::{AttentionSpec, Mask, Padding};
 /// Scores held at once, at most: 64 Mi values.
 const SCORES: usize = 1 << 26;
 
-/// See [`super::linear`].
+/// See [`super::linear()`].
 pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (batch, rows, inner) = x.dims3()?;
     let columns = weight.dim(0)?;
@@ -77,7 +77,7 @@ pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
     halves[0].contiguous()? * halves[1].contiguous()?.gelu_erf()?
 }
 
-/// See [`super::attention`].
+/// See [`super::attention()`].
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> Result<Tensor> {
     let (batch, sq, width) = q.dims3()?;
     let sk = k.dim(1)?;
