@@ -1,11 +1,13 @@
 //! One connection to a coordinator: say who we are, take tasks, report results.
 //!
 //! The worker opens the stream and keeps several tasks in flight, so that the device finds the next
-//! one waiting when it ends a task. Text conditioning is fetched once and kept while it is in use. The
+//! one waiting when it ends a task. A heartbeat goes out every few seconds, however long a task takes,
+//! so that its leases stand on. Text conditioning is fetched once and kept while it is in use. The
 //! session ends when the coordinator closes the stream, or when `shutdown` is cancelled.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gigasmith_proto::MAX_MESSAGE_BYTES;
 use gigasmith_proto::convert::{
@@ -25,6 +27,9 @@ use crate::device::DeviceThread;
 
 /// Conditionings kept: more than the renders a worker meets at a time.
 const KEPT_CONDITIONINGS: usize = 8;
+
+/// Between two heartbeats: a third of what a coordinator waits for.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// How a worker presents itself.
 #[derive(Debug, Clone)]
@@ -71,10 +76,16 @@ pub async fn serve(
     let mut inbound = client.clone().work(ReceiverStream::new(messages)).await?.into_inner();
     let library = Arc::new(Library { client, kept: Mutex::default() });
     let mut tasks = JoinSet::new();
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
     loop {
         let next = tokio::select! {
             next = inbound.message() => next?,
             Some(_) = tasks.join_next() => continue,
+            _ = heartbeat.tick() => {
+                // A full queue holds reports, which say the same.
+                let _ = outbound.try_send(message(v1::worker_message::Message::Heartbeat(v1::Heartbeat {})));
+                continue;
+            }
             () = shutdown.cancelled() => return Ok(()),
         };
         let Some(next) = next else { return Ok(()) };

@@ -1,17 +1,20 @@
 //! The one task that owns the table and performs what it decides.
 //!
 //! It never waits for a worker: a worker's outgoing queue has room for all its slots, and one that
-//! is full anyway counts as broken.
+//! is full anyway counts as broken. Time is the runtime's monotonic clock, counted from the farm's
+//! start: a step of the wall clock changes nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gigasmith_proto::convert::{Outcome, TaskFailure, assignment_to_wire};
 use gigasmith_proto::domain::{ModelDescription, Task, TaskResult};
 use gigasmith_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::table::{LeaseId, TaskId, TaskOrder, TaskTable, Verdict, WorkerId};
+use super::table::{LeaseId, Millis, TaskId, TaskOrder, TaskTable, Verdict, WorkerId};
 use super::{Roster, TaskError, check};
 
 /// The sending end of a worker's stream.
@@ -37,6 +40,9 @@ pub(super) enum Command {
         lease: LeaseId,
         outcome: Box<Outcome>,
     },
+    Heartbeat {
+        worker: WorkerId,
+    },
     Leave {
         worker: WorkerId,
         reason: String,
@@ -54,8 +60,11 @@ struct Member {
     stream: ToWorker,
 }
 
-#[derive(Default)]
+/// How often silent workers are looked for.
+const TICK: Duration = Duration::from_secs(1);
+
 struct Owner {
+    started: Instant,
     table: TaskTable,
     pending: HashMap<TaskId, Pending>,
     members: HashMap<WorkerId, Member>,
@@ -64,9 +73,23 @@ struct Owner {
 
 /// Performs commands until every handle is gone.
 pub(super) async fn run(mut commands: mpsc::UnboundedReceiver<Command>, roster: watch::Sender<Roster>) {
-    let mut owner = Owner::default();
-    while let Some(command) = commands.recv().await {
-        owner.perform(command);
+    let mut owner = Owner {
+        started: Instant::now(),
+        table: TaskTable::default(),
+        pending: HashMap::new(),
+        members: HashMap::new(),
+        model: None,
+    };
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(command) => owner.perform(command),
+                None => return,
+            },
+            _ = tick.tick() => owner.expire(),
+        }
         owner.assign();
         let (workers, slots) = owner.table.capacity();
         let model = owner.model.clone();
@@ -80,6 +103,17 @@ pub(super) async fn run(mut commands: mpsc::UnboundedReceiver<Command>, roster: 
 }
 
 impl Owner {
+    fn now(&self) -> Millis {
+        Millis(self.started.elapsed().as_millis() as u64)
+    }
+
+    fn expire(&mut self) {
+        for worker in self.table.expire(self.now()) {
+            let name = self.members.get(&worker).map_or("", |m| m.name.as_str());
+            tracing::warn!(worker = name, "a worker is silent: its tasks go to others");
+        }
+    }
+
     fn perform(&mut self, command: Command) {
         match command {
             Command::Submit { order, task, reply } => {
@@ -87,7 +121,7 @@ impl Owner {
                 self.pending.insert(id, Pending { task, reply });
             }
             Command::Join { name, slots, model, stream, reply } => {
-                let worker = self.table.join(slots);
+                let worker = self.table.join(self.now(), slots);
                 let model = Arc::new(*model);
                 self.model.get_or_insert_with(|| model.clone());
                 self.members.insert(worker, Member { name, model, stream });
@@ -96,6 +130,7 @@ impl Owner {
                 }
             }
             Command::Report { worker, lease, outcome } => self.report(worker, lease, *outcome),
+            Command::Heartbeat { worker } => self.table.hear(self.now(), worker),
             Command::Leave { worker, reason } => self.leave(worker, &reason),
         }
     }
@@ -108,7 +143,7 @@ impl Owner {
     }
 
     fn assign(&mut self) {
-        while let Some((worker, lease, id)) = self.table.assign() {
+        while let Some((worker, lease, id)) = self.table.assign(self.now()) {
             let pending = &self.pending[&id];
             if pending.reply.is_closed() {
                 self.table.withdraw(id);
@@ -126,6 +161,8 @@ impl Owner {
     }
 
     fn report(&mut self, worker: WorkerId, lease: LeaseId, outcome: Outcome) {
+        let now = self.now();
+        self.table.hear(now, worker);
         let (Some(id), Some(member)) = (self.table.leased(worker, lease), self.members.get(&worker)) else {
             tracing::debug!(lease = lease.0, "a late result was dropped");
             return;
@@ -137,10 +174,16 @@ impl Owner {
         });
         let kind = task.kind();
         let (verdict, answer) = match checked {
-            Ok(result) => (self.table.succeed(worker, lease), Ok(result)),
+            Ok(result) => (self.table.succeed(now, worker, lease), Ok(result)),
             Err(TaskFailure { message, permanent }) => {
                 tracing::warn!(worker = member.name, kind, message, "a task failed");
-                let verdict = self.table.fail(worker, lease, permanent);
+                let verdict = self.table.fail(now, worker, lease, permanent);
+                if self.table.is_blocked(worker) {
+                    tracing::error!(
+                        worker = member.name,
+                        "a worker fails again and again: it gets no more tasks"
+                    );
+                }
                 let attempts = if let Verdict::Failed(_, attempts) = verdict { attempts } else { 0 };
                 (verdict, Err(TaskError::Failed { kind, attempts, message }))
             }

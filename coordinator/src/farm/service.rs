@@ -104,6 +104,8 @@ async fn listen(
         };
         let report = match message {
             Message::Report(report) => report,
+            Message::Heartbeat(_) if commands.send(Command::Heartbeat { worker }).is_ok() => continue,
+            Message::Heartbeat(_) => return,
             Message::Hello(_) => break "it said Hello twice".to_owned(),
         };
         match report_from_wire(report) {
