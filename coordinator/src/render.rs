@@ -289,6 +289,20 @@ impl Sampling {
         Ok(run.into_latent())
     }
 
+    /// Predicts the guided noise of one patch.
+    pub async fn predict(
+        &self,
+        stage: u32,
+        size: ImageSize,
+        input: PatchInput,
+    ) -> Result<Array, RenderError> {
+        let order = TaskOrder { stage, position: input.id.0 };
+        match self.farm.run(order, Task::PredictNoise(self.noise_task(size, input))).await? {
+            TaskResult::Noise(noise) => Ok(noise),
+            other => unreachable!("the farm checks the kind of an answer: {other:?}"),
+        }
+    }
+
     fn noise_task(&self, size: ImageSize, input: PatchInput) -> NoiseTask {
         NoiseTask {
             time_ids: self.time_ids(size, input.window),

@@ -3,9 +3,11 @@
 //! It is stored with the picture, and read back to make the same picture again. No time, host, path or
 //! worker is part of it.
 
+use gigasmith_proto::MAX_MESSAGE_BYTES;
 use gigasmith_proto::domain::{Component, ModelDescription, NumericClass};
 use serde::{Deserialize, Serialize};
 
+use crate::sampler::cascade::{Cascade, CascadeError};
 use crate::sampler::plan::PlanKind;
 use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
@@ -115,6 +117,69 @@ pub enum Crops {
     True,
     /// `left` in both places, as the published program has it.
     Published,
+}
+
+/// A setting outside its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SpecError {
+    /// A size.
+    #[error(transparent)]
+    Size(#[from] CascadeError),
+    /// A number.
+    #[error("{name} {value} makes no sense: give {expected}")]
+    Number {
+        /// Which setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// The range.
+        expected: &'static str,
+    },
+    /// Attention blocks that the model does not have.
+    #[error("pag block `{block}` is not in this model: it has down, mid, up, and one by one {available}")]
+    PagBlock {
+        /// What was asked for.
+        block: String,
+        /// All names.
+        available: String,
+    },
+    /// A picture too large to go through the VAE at once.
+    #[error("{0} is too large to go through the VAE at once: use --vae tiled")]
+    Whole(ImageSize),
+}
+
+impl RenderSpec {
+    /// Whether every setting is in its range and known to the model. Steps and sliders are checked
+    /// where they are resolved.
+    pub fn check(&self, model: &ModelDescription) -> Result<(), SpecError> {
+        let sizes = || self.upscales.iter().map(|u| u.size);
+        let base = (self.image_hash.is_none()).then_some(self.base);
+        base.into_iter().chain(sizes()).try_for_each(|s| Cascade::check(s, model.latent_factor))?;
+        let too_large =
+            |s: &ImageSize| 12 * u64::from(s.width) * u64::from(s.height) >= MAX_MESSAGE_BYTES as u64;
+        if let Some(size) = base.into_iter().chain(sizes()).find(|s| !self.vae.is_tiled(*s) && too_large(s)) {
+            return Err(SpecError::Whole(size));
+        }
+        let number = |name, value: f32, least: f32| match value {
+            v if (least..=1000.0).contains(&v) => Ok(()),
+            v => Err(SpecError::Number { name, value: v.into(), expected: "0 to 1000" }),
+        };
+        number("guidance scale", self.guidance_scale, 0.0)?;
+        let Some(PagSpec { scale, blocks }) = &self.pag else { return Ok(()) };
+        number("pag scale", *scale, f32::MIN_POSITIVE)?;
+        check_pag_blocks(blocks, model)
+    }
+}
+
+/// Whether the model has all these attention blocks.
+pub fn check_pag_blocks(blocks: &[String], model: &ModelDescription) -> Result<(), SpecError> {
+    let known = |b: &&String| ["down", "mid", "up"].contains(&b.as_str()) || model.pag_blocks.contains(b);
+    match blocks.iter().find(|b| !known(b)) {
+        None => Ok(()),
+        Some(block) => {
+            Err(SpecError::PagBlock { block: block.clone(), available: model.pag_blocks.join(", ") })
+        }
+    }
 }
 
 /// A slider that does not fit the steps.

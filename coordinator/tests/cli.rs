@@ -132,6 +132,9 @@ fn bad_input_is_named_with_its_remedy() {
     refused(at, &quick(&["-o", "no/such/folder/a.png"]), 5, &["no/such/folder"]);
     refused(at, &quick(&["-o", "a.jpg"]), 2, &["a.jpg", ".png"]);
     refused(at, &quick(&["--seed", "1..x"]), 2, &["seed"]);
+    refused(at, &quick(&["--save-latents", "out.png"]), 2, &["two outputs", "out.png"]);
+    refused(at, &quick(&["--vae", "whole", "--scale", "32"]), 2, &["4096x4096", "--vae tiled"]);
+    refused(at, &quick(&["--pag-scale", "0", "--pag-blocks", "mid"]), 2, &["above 0"]);
     refused(at, &["verify", "--model", "pocket", "--trace", "nowhere"], 4, &["case.json"]);
     let left: Vec<_> = std::fs::read_dir(at).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "nothing is left behind: {left:?}");

@@ -21,6 +21,17 @@ struct Job {
     reply: oneshot::Sender<Outcome>,
 }
 
+/// Why a device thread could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError<E> {
+    /// The model could not be loaded.
+    #[error(transparent)]
+    Load(E),
+    /// Loading panicked: a bug, or no memory.
+    #[error("loading the model broke off; the panic above says where")]
+    Panicked,
+}
+
 /// A handle on the device thread.
 #[derive(Debug)]
 pub struct DeviceThread {
@@ -30,11 +41,10 @@ pub struct DeviceThread {
 }
 
 impl DeviceThread {
-    /// Starts the thread and loads the model on it. Blocks until the model is ready; returns what
-    /// `load` returned when it fails.
+    /// Starts the thread and loads the model on it. Blocks until the model is ready.
     pub fn start<E: Send + 'static>(
         load: impl FnOnce() -> Result<Box<dyn Backend>, E> + Send + 'static,
-    ) -> Result<Self, E> {
+    ) -> Result<Self, StartError<E>> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, loaded) = mpsc::channel();
         let run = move || match load() {
@@ -50,7 +60,7 @@ impl DeviceThread {
         };
         let thread =
             std::thread::Builder::new().name("device".into()).spawn(run).expect("a thread can be started");
-        let description = loaded.recv().expect("the thread reports before it ends")?;
+        let description = loaded.recv().map_err(|_| StartError::Panicked)?.map_err(StartError::Load)?;
         Ok(Self { description, jobs: Some(jobs), thread: Some(thread) })
     }
 

@@ -61,7 +61,7 @@ impl fmt::Display for Failure {
             Self::Usage(m) | Self::Model(m) | Self::Input(m) | Self::Output(m) | Self::Render(m) => {
                 f.write_str(m)
             }
-            Self::Deviation => f.write_str("the trace does not match: see the rows marked FAIL"),
+            Self::Deviation => f.write_str("the trace does not match: see what did not pass"),
             Self::Interrupted => f.write_str("interrupted: no unfinished picture was written"),
         }
     }

@@ -45,7 +45,7 @@ pub(super) struct RenderArgs {
     /// the structure, low adds detail.
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(super) slider: Vec<u32>,
-    /// Classifier-free guidance scale; 1 or less turns it off.
+    /// Classifier-free guidance scale; 0 to 1 turns it off.
     #[arg(long, visible_alias = "cfg", value_name = "SCALE", allow_negative_numbers = true)]
     pub(super) guidance_scale: Option<f32>,
     /// Perturbed-attention guidance scale; 0 turns it off.
@@ -160,7 +160,7 @@ pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
         let rendered = embedded.until_worker_ends(render(&farm, &spec, inputs, &mut display)).await??;
         display.phase("writing");
         let path = seeds.file(&args.output, seed);
-        write(&args, &seeds, seed, &path, rendered, spec, model.patch_side as usize)?;
+        write(&args, |name| seeds.file(name, seed), rendered, spec, model.patch_side as usize)?;
         let seconds = started.elapsed().as_secs_f64();
         display.say(&format!("wrote {} (seed {seed}, {seconds:.1} s)", path.display()));
     }
@@ -168,28 +168,27 @@ pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Writes what was asked for; `named` turns an argument into the file for this seed.
 fn write(
     args: &RenderArgs,
-    seeds: &Seeds,
-    seed: u64,
-    path: &Path,
+    named: impl Fn(&Path) -> PathBuf,
     rendered: Rendered,
     spec: crate::spec::RenderSpec,
     patch_side: usize,
 ) -> Result<(), Failure> {
     let settings = crate::output::Settings::new(spec);
-    write_png(path, &rendered.picture, &settings)?;
+    write_png(&named(&args.output), &rendered.picture, &settings)?;
     if let Some(path) = &args.save_latents {
         let latent = rendered
             .latent
             .as_ref()
             .ok_or_else(|| Failure::output("no stage ran, so there are no latents to save"))?;
-        write_latents(&seeds.file(path, seed), latent, &settings)?;
+        write_latents(&named(path), latent, &settings)?;
     }
     if let Some(path) = &args.save_plan {
         let stages = rendered.plans.iter().map(|p| StagePlanFile::from_plan(p, patch_side)).collect();
         let json = serde_json::to_vec(&PlanFile { version: 1, stages }).expect("a plan is plain data");
-        write_atomically(&seeds.file(path, seed), |file| file.write_all(&json))?;
+        write_atomically(&named(path), |file| file.write_all(&json))?;
     }
     Ok(())
 }

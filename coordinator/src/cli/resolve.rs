@@ -1,7 +1,7 @@
 //! From arguments to a render spec: what is given wins, then `--paper`, then `--from`, then the model's
 //! preset.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gigasmith_proto::domain::ModelDescription;
 use gigasmith_worker::model::ModelSource;
@@ -18,13 +18,25 @@ use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
 use crate::spec::{Crops, ModelSpec, PagSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec, resolve_sliders};
 
+/// What `--paper` sets.
+struct RenderSpecDefaults {
+    steps: u32,
+    guidance_scale: f32,
+    plan: PlanKind,
+    crops: Crops,
+    vae: VaeMode,
+}
+
 /// The publication's settings (its section 4 and its program's defaults).
-const PAPER_STEPS: u32 = 50;
-const PAPER_GUIDANCE_SCALE: f32 = 7.5;
+const PAPER: RenderSpecDefaults = RenderSpecDefaults {
+    steps: 50,
+    guidance_scale: 7.5,
+    plan: PlanKind::Paper,
+    crops: Crops::Published,
+    vae: VaeMode::Tiled,
+};
 /// Sliders of the publication at 50 steps, for the first upscale stage and for the later ones.
 const PAPER_SLIDERS: [u32; 2] = [20, 30];
-/// More guidance than any model bears.
-const MAX_GUIDANCE: f32 = 1000.0;
 /// How much of a picture may be cut off in silence.
 const QUIET_CUT: f64 = 0.1;
 
@@ -62,14 +74,7 @@ impl ModelQuestion {
                 "output {name} does not end in .png: only PNG is written; name it {name}.png"
             )));
         }
-        for (name, value) in [("guidance scale", args.guidance_scale), ("pag scale", args.pag_scale)] {
-            if value.is_some_and(|v| !(0.0..=MAX_GUIDANCE).contains(&v)) {
-                let value = value.unwrap_or_default();
-                return Err(Failure::usage(format!(
-                    "{name} {value} makes no sense: give 0 to {MAX_GUIDANCE}"
-                )));
-            }
-        }
+        distinct_outputs(args)?;
         let picture = args.image.as_deref().map(read_picture).transpose()?;
         let plan_json = args.plan_file.as_deref().map(read_plan).transpose()?;
         let model =
@@ -92,6 +97,18 @@ impl ModelQuestion {
     /// The seeds to render.
     pub(super) fn seeds(&self) -> Seeds {
         self.seeds.clone()
+    }
+}
+
+/// Two outputs under one name would leave one of them.
+fn distinct_outputs(args: &RenderArgs) -> Result<(), Failure> {
+    let named = [Some(&args.output), args.save_latents.as_ref(), args.save_plan.as_ref()];
+    let named: Vec<&PathBuf> = named.into_iter().flatten().collect();
+    match (1..named.len()).find(|&i| named[..i].contains(&named[i])) {
+        None => Ok(()),
+        Some(i) => {
+            Err(Failure::usage(format!("two outputs are called {}: name them apart", named[i].display())))
+        }
     }
 }
 
@@ -124,56 +141,68 @@ pub(super) fn resolve(
     let ModelQuestion { from, prompt, picture, plan_json, seeds, .. } = question;
     let from = from.as_ref();
     let mut warnings = Vec::new();
-    let image_hash = picture.as_ref().map(|p| blake3::hash(p.rgb()).to_string());
-    check_image(from, image_hash.as_deref(), &mut warnings)?;
-    check_origin(from, model, &mut warnings);
-
-    let steps =
-        pick(args.steps, args.paper.then_some(PAPER_STEPS), from.map(|f| f.steps), model.preset.steps);
+    let paper = args.paper.then_some(PAPER);
+    let steps = pick(args.steps, paper.as_ref().map(|p| p.steps), from.map(|f| f.steps), model.preset.steps);
     Schedule::new(&model.schedule, steps).map_err(Failure::usage)?;
     let (base, sizes) = sizes(args, from, picture.as_ref(), model)?;
-    if let Some(cut) = cut_off(base, sizes.last().copied().unwrap_or(base)) {
-        warnings.push(format!(
-            "the base is {base}: {:.0}% of it is cut off to fit the final aspect",
-            cut * 100.0
-        ));
-    }
-    let upscales = sliders(args, from, steps, &sizes)?;
     let guidance_scale = pick(
         args.guidance_scale,
-        args.paper.then_some(PAPER_GUIDANCE_SCALE),
+        paper.as_ref().map(|p| p.guidance_scale),
         from.map(|f| f.guidance_scale),
         model.preset.guidance_scale,
     );
-    let vae = args.vae.map(VaeMode::from);
+    let plan = plan_json.as_ref().and_then(|(file, _)| file.stages.first()).map(|s| s.kind);
+    let plan = plan.or(args.plan.map(PlanKind::from));
     let spec = RenderSpec {
         version: SPEC_VERSION,
         prompt,
         negative_prompt: args.negative_prompt.clone().or(from.and_then(|f| f.negative_prompt.clone())),
         model: ModelSpec::of(model),
         base,
-        upscales,
+        upscales: sliders(args, from, steps, &sizes)?,
         steps,
         guidance_scale,
-        pag: pag(args, from, model)?,
+        pag: pag(args, from)?,
         seed: seeds.0[0],
-        plan: pick(
-            args.plan.map(PlanKind::from),
-            args.paper.then_some(PlanKind::Paper),
-            from.map(|f| f.plan),
-            PlanKind::Balanced,
-        ),
+        plan: pick(plan, paper.as_ref().map(|p| p.plan), from.map(|f| f.plan), PlanKind::Balanced),
         plan_hash: plan_json.as_ref().map(|(_, json)| blake3::hash(json.as_bytes()).to_string()),
         rng: pick(args.rng.map(rng), None, from.map(|f| f.rng), Rng::Philox),
-        crops: pick(None, args.paper.then_some(Crops::Published), from.map(|f| f.crops), Crops::True),
-        vae: pick(vae, args.paper.then_some(VaeMode::Tiled), from.map(|f| f.vae), VaeMode::Auto),
-        image_hash,
+        crops: pick(None, paper.as_ref().map(|p| p.crops), from.map(|f| f.crops), Crops::True),
+        vae: pick(
+            args.vae.map(VaeMode::from),
+            paper.as_ref().map(|p| p.vae),
+            from.map(|f| f.vae),
+            VaeMode::Auto,
+        ),
+        image_hash: picture.as_ref().map(|p| blake3::hash(p.rgb()).to_string()),
     };
-    if from.is_some_and(|f| f.plan_hash.is_some()) && plan_json.is_none() {
-        return Err(Failure::usage("the picture was made with a plan file: pass it with --plan-file"));
-    }
+    spec.check(model).map_err(Failure::usage)?;
     let plans = plan_json.map(|(plan, _)| plans(&plan, &spec, model)).transpose()?;
+    if let Some(from) = from {
+        check_origin(from, &spec, &mut warnings)?;
+    }
+    warnings.extend(remarks(&spec));
     Ok(Resolved { spec, picture, plans, warnings })
+}
+
+/// What works, but may not be what was meant.
+fn remarks(spec: &RenderSpec) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let last = spec.upscales.last().map_or(spec.base, |u| u.size);
+    if let Some(cut) = cut_off(spec.base, last) {
+        let percent = cut * 100.0;
+        remarks.push(format!(
+            "the base is {}: {percent:.0}% of it is cut off to fit the final aspect",
+            spec.base
+        ));
+    }
+    if spec.negative_prompt.is_some() && spec.guidance_scale <= 1.0 {
+        let scale = spec.guidance_scale;
+        remarks.push(format!(
+            "the negative prompt does nothing at guidance scale {scale}: it needs more than 1"
+        ));
+    }
+    remarks
 }
 
 /// The first that is there: given, published, from a picture, preset.
@@ -188,31 +217,29 @@ fn rng(rng: RngArg) -> Rng {
     }
 }
 
-/// A picture that was made from an image needs it again.
-fn check_image(
-    from: Option<&RenderSpec>,
-    hash: Option<&str>,
-    warnings: &mut Vec<String>,
-) -> Result<(), Failure> {
-    match (from.and_then(|f| f.image_hash.as_deref()), hash) {
-        (Some(_), None) => {
-            Err(Failure::usage("the picture was made from an image: pass that image with --image"))
+/// What rendering a picture again needs and was not given, or what now differs.
+fn check_origin(from: &RenderSpec, spec: &RenderSpec, warnings: &mut Vec<String>) -> Result<(), Failure> {
+    for (what, flag, before, now) in [
+        ("image", "--image", &from.image_hash, &spec.image_hash),
+        ("plan file", "--plan-file", &from.plan_hash, &spec.plan_hash),
+    ] {
+        match (before, now) {
+            (Some(_), None) => {
+                return Err(Failure::usage(format!(
+                    "the picture was made with its own {what}: pass it with {flag}"
+                )));
+            }
+            (Some(before), Some(now)) if before != now => {
+                warnings.push(format!("this is another {what} than the one the picture was made with"));
+            }
+            _ => {}
         }
-        (Some(before), Some(now)) if before != now => {
-            warnings.push("this is another image than the one the picture was made from".into());
-            Ok(())
-        }
-        _ => Ok(()),
     }
-}
-
-fn check_origin(from: Option<&RenderSpec>, model: &ModelDescription, warnings: &mut Vec<String>) {
-    let Some(before) = from.map(|f| &f.model) else { return };
-    let now = ModelSpec::of(model);
+    let (before, now) = (&from.model, &spec.model);
     if before.fingerprints != now.fingerprints {
+        let (before, now) = (&before.name, &now.name);
         warnings.push(format!(
-            "the picture was made with other weights ({}) than these ({}): it will differ",
-            before.name, now.name
+            "the picture was made with other weights ({before}) than these ({now}): it will differ"
         ));
     } else if before.numeric_class != now.numeric_class {
         let (before, now) = (&before.numeric_class, &now.numeric_class);
@@ -220,6 +247,7 @@ fn check_origin(from: Option<&RenderSpec>, model: &ModelDescription, warnings: &
             "the picture was computed as {before}, this one as {now}: it may differ in the last bits"
         ));
     }
+    Ok(())
 }
 
 fn sizes(
@@ -236,7 +264,7 @@ fn sizes(
         picture: picture.map(Picture::size),
     };
     let asked = SizeRequest { picture: None, ..request.clone() } != SizeRequest::default();
-    let same_picture = |f: &&RenderSpec| picture.is_none_or(|p| p.size() == f.base);
+    let same_picture = |f: &&RenderSpec| picture.is_none_or(|p| p.size() == f.base && !f.upscales.is_empty());
     if let Some(from) = from.filter(|_| !asked).filter(same_picture) {
         return Ok((from.base, from.upscales.iter().map(|u| u.size).collect()));
     }
@@ -257,39 +285,37 @@ fn cut_off(base: ImageSize, last: ImageSize) -> Option<f64> {
     (cut > QUIET_CUT).then_some(cut)
 }
 
+/// Sliders as given; else those of the publication; else those of a picture made before, in proportion to
+/// the steps.
 fn sliders(
     args: &RenderArgs,
     from: Option<&RenderSpec>,
     steps: u32,
     sizes: &[ImageSize],
 ) -> Result<Vec<UpscaleSpec>, Failure> {
-    let kept = from.filter(|f| {
-        args.slider.is_empty() && !args.paper && f.steps == steps && f.upscales.len() == sizes.len()
-    });
-    let given = match kept {
-        Some(from) => from.upscales.iter().map(|u| u.slider).collect(),
-        None if args.paper && args.slider.is_empty() && steps >= PAPER_SLIDERS[1] => {
+    let given = match from.filter(|f| f.upscales.len() == sizes.len()) {
+        _ if !args.slider.is_empty() => args.slider.clone(),
+        _ if args.paper && steps >= PAPER_SLIDERS[1] => {
             (0..sizes.len()).map(|i| PAPER_SLIDERS[i.min(1)]).collect()
         }
-        None => args.slider.clone(),
+        Some(from) if !args.paper => {
+            let share =
+                |slider: u32| (u64::from(slider) * u64::from(steps) * 2 / u64::from(from.steps)).div_ceil(2);
+            from.upscales.iter().map(|u| share(u.slider) as u32).collect()
+        }
+        _ => Vec::new(),
     };
     let sliders = resolve_sliders(&given, steps, sizes.len()).map_err(Failure::usage)?;
     Ok(sizes.iter().zip(sliders).map(|(&size, slider)| UpscaleSpec { size, slider }).collect())
 }
 
-fn pag(
-    args: &RenderArgs,
-    from: Option<&RenderSpec>,
-    model: &ModelDescription,
-) -> Result<Option<PagSpec>, Failure> {
+fn pag(args: &RenderArgs, from: Option<&RenderSpec>) -> Result<Option<PagSpec>, Failure> {
     let before = from.and_then(|f| f.pag.clone());
     let scale = args.pag_scale.or(before.as_ref().map(|p| p.scale)).unwrap_or(0.0);
     if scale == 0.0 {
         return match args.pag_blocks.is_empty() {
             true => Ok(None),
-            false => Err(Failure::usage(
-                "--pag-blocks without --pag-scale does nothing: give a scale, for example 3",
-            )),
+            false => Err(Failure::usage("--pag-blocks needs a --pag-scale above 0, for example 3")),
         };
     }
     let blocks = match (&args.pag_blocks[..], before) {
@@ -297,16 +323,7 @@ fn pag(
         ([], None) => vec!["mid".into()],
         (blocks, _) => blocks.to_vec(),
     };
-    let known = |b: &&String| ["down", "mid", "up"].contains(&b.as_str()) || model.pag_blocks.contains(b);
-    match blocks.iter().find(|b| !known(b)) {
-        None => Ok(Some(PagSpec { scale, blocks })),
-        Some(block) => {
-            let all = model.pag_blocks.join(", ");
-            Err(Failure::usage(format!(
-                "pag block `{block}` is not in this model: it has down, mid, up, and one by one {all}"
-            )))
-        }
-    }
+    Ok(Some(PagSpec { scale, blocks }))
 }
 
 fn plans(file: &PlanFile, spec: &RenderSpec, model: &ModelDescription) -> Result<Vec<Plan>, Failure> {

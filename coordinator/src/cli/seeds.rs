@@ -1,5 +1,6 @@
 //! `--seed 7`, `--seed 1,5,9`, `--seed 1..4`: which seeds to render, and what to call the pictures.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -34,8 +35,12 @@ impl FromStr for Seeds {
                 }
             }
         }
-        if let Some(twice) = (1..seeds.len()).find(|&i| seeds[..i].contains(&seeds[i])) {
-            return Err(format!("seed {} is given twice", seeds[twice]));
+        if seeds.len() as u64 > MOST {
+            return Err(format!("{} seeds are more than {MOST}", seeds.len()));
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = seeds.iter().find(|&&s| !seen.insert(s)) {
+            return Err(format!("seed {twice} is given twice"));
         }
         Ok(Self(seeds))
     }

@@ -7,9 +7,9 @@ use gigasmith_worker::model::ModelSource;
 
 use super::failure::Failure;
 use super::progress::Display;
-use super::worker::{self, WorkerArgs};
+use super::worker::{self, DtypeArg, WorkerArgs};
 use super::{print, tell};
-use crate::output::{WriteError, check_writable};
+use crate::output::{WriteError, check_writable, write_atomically};
 use crate::verify::{Trace, verify};
 
 /// Arguments of `gigasmith verify`.
@@ -39,10 +39,19 @@ pub(super) async fn run(args: VerifyArgs) -> Result<(), Failure> {
     let trace = Trace::read(&args.trace)?;
     if let Some(path) = &args.dump {
         check_writable(path)?;
+        let record = args.trace.join("trace.safetensors").canonicalize().ok();
+        if path.canonicalize().ok().is_some_and(|p| Some(p) == record) {
+            return Err(Failure::usage(format!(
+                "{} is the trace itself: dump to another file",
+                path.display()
+            )));
+        }
     }
     let source = ModelSource::parse(&args.model)?;
     let mut display = Display::new(args.quiet);
-    let mut embedded = worker::start(source, &args.worker).await?;
+    // Tolerances are those of f32, whatever a device would choose by itself.
+    let worker = WorkerArgs { dtype: args.worker.dtype.or(Some(DtypeArg::F32)), ..args.worker };
+    let mut embedded = worker::start(source, &worker).await?;
     let farm = embedded.farm().clone();
     let report = embedded.until_worker_ends(verify(&farm, &trace, &mut display)).await??;
     display.finish();
@@ -52,7 +61,8 @@ pub(super) async fn run(args: VerifyArgs) -> Result<(), Failure> {
         false => print(&report.table())?,
     }
     if let Some(path) = &args.dump {
-        report.dump(path).map_err(|e| WriteError::new(path, e))?;
+        let dump = report.dump().map_err(|e| WriteError::new(path, e))?;
+        write_atomically(path, |file| file.write_all(&dump))?;
         if !args.quiet {
             tell(&format!("wrote {}", path.display()));
         }

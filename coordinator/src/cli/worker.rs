@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::backend::Backend;
-use gigasmith_worker::device::DeviceThread;
+use gigasmith_worker::device::{DeviceThread, StartError};
 use gigasmith_worker::model::{self, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource};
 use gigasmith_worker::session::SessionOptions;
 
@@ -20,14 +20,14 @@ const SLOTS: u32 = 2;
 pub(super) struct WorkerArgs {
     /// Device: auto, cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    device: DeviceChoice,
+    pub(super) device: DeviceChoice,
     /// Number format of the noise predictor; f32 on a CPU and f16 on a GPU unless given.
     #[arg(long, value_enum, value_name = "DTYPE")]
-    dtype: Option<DtypeArg>,
+    pub(super) dtype: Option<DtypeArg>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum DtypeArg {
+pub(super) enum DtypeArg {
     F32,
     F16,
     Bf16,
@@ -43,8 +43,9 @@ pub(super) async fn start(source: ModelSource, args: &WorkerArgs) -> Result<Embe
     let options = LoadOptions { device: args.device, dtype, hub: HubOptions::from_env() };
     let load = move || model::load(&source, &options).map(|model| Box::new(model) as Box<dyn Backend>);
     // Minutes, where there is something to download: Ctrl-C must get through meanwhile.
-    let loaded = tokio::task::spawn_blocking(|| DeviceThread::start::<LoadError>(load)).await;
-    let device = loaded.map_err(|e| Failure::render(format!("loading the model broke off: {e}")))??;
+    let loaded = tokio::task::spawn_blocking(|| DeviceThread::start(load)).await;
+    let device = loaded.map_err(|e| Failure::render(format!("loading the model broke off: {e}")))?;
+    let device = device.map_err(|e: StartError<LoadError>| Failure::Model(e.to_string()))?;
     let name = device.description().numeric_class.backend.clone();
     let session = SessionOptions { name: "embedded".into(), device: name, slots: SLOTS };
     Ok(EmbeddedFarm::start(Arc::new(device), session))

@@ -22,7 +22,7 @@ pub use table::TaskOrder;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TaskError {
     /// Workers tried and failed.
-    #[error("the {kind} task failed on {attempts} of {attempts} attempts: {message}")]
+    #[error("the {kind} task failed, attempt {attempts} was the last: {message}")]
     Failed {
         /// `patch`, `text`, `encode` or `decode`.
         kind: &'static str,

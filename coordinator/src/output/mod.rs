@@ -17,6 +17,7 @@ use safetensors::tensor::{Dtype, TensorView};
 pub use self::png::{read_text, write_png};
 pub use settings::{Settings, SettingsError};
 
+use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
 
@@ -36,7 +37,7 @@ impl WriteError {
 
 /// A picture that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the picture {path}: {reason}; PNG, JPEG, WebP, TIFF and BMP are read")]
+#[error("cannot read the picture {path}: {reason}")]
 pub struct ReadError {
     path: PathBuf,
     reason: String,
@@ -46,12 +47,20 @@ pub struct ReadError {
 pub fn read_picture(path: &Path) -> Result<Picture, ReadError> {
     let read = || -> Result<DynamicImage, image::ImageError> {
         let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
+        let (width, height) = decoder.dimensions();
+        if u64::from(width) * u64::from(height) > MAX_AREA {
+            let message = format!("it is {width}x{height}, larger than 32768x32768 in all");
+            return Err(io::Error::other(message).into());
+        }
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
         Ok(image)
     };
-    let image = read().map_err(|e| ReadError { path: path.to_owned(), reason: e.to_string() })?;
+    let image = read().map_err(|e| ReadError {
+        path: path.to_owned(),
+        reason: format!("{e}; PNG, JPEG, WebP, TIFF and BMP are read"),
+    })?;
     let size = ImageSize { width: image.width(), height: image.height() };
     if size.width == 0 || size.height == 0 {
         return Err(ReadError { path: path.to_owned(), reason: format!("it is {size} pixels") });
@@ -59,12 +68,14 @@ pub fn read_picture(path: &Path) -> Result<Picture, ReadError> {
     Ok(Picture::new(size, image.into_rgb8().into_raw()))
 }
 
-/// Writes a file under a temporary name in the same folder, then renames it.
+/// Writes a file under a temporary name in the same folder, then renames it. A link is followed; what
+/// is there and no regular file is left alone.
 pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), WriteError> {
     let attempt = || -> io::Result<()> {
+        let path = &destination(path)?;
         let mut file = beside(path)?;
         {
             let mut buffered = io::BufWriter::new(file.as_file_mut());
@@ -80,10 +91,18 @@ pub fn write_atomically(
 
 /// Fails when a file of this name could not be written: before hours of work, not after.
 pub fn check_writable(path: &Path) -> Result<(), WriteError> {
-    if path.is_dir() {
-        return Err(WriteError::new(path, "it is a folder; give a file name"));
+    let attempt = destination(path).and_then(|path| beside(&path));
+    attempt.map(drop).map_err(|e| WriteError::new(path, e))
+}
+
+/// Where a file of this name really goes.
+fn destination(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Ok(path) if path.is_dir() => Err(io::Error::other("it is a folder; give a file name")),
+        Ok(path) if !path.is_file() => Err(io::Error::other("it is no regular file")),
+        Ok(path) => Ok(path),
+        Err(_) => Ok(path.to_owned()),
     }
-    beside(path).map(drop).map_err(|e| WriteError::new(path, e))
 }
 
 fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {

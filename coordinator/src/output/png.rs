@@ -50,7 +50,8 @@ pub fn read_text(path: &Path) -> Result<Option<String>, ReadError> {
         let utf8 = info.utf8_text.iter().map(|c| (&c.keyword, c.get_text().ok()));
         Ok(latin1.chain(utf8).find(|(keyword, _)| *keyword == SETTINGS).and_then(|(_, text)| text))
     };
-    read().map_err(|e| ReadError { path: path.to_owned(), reason: e.to_string() })
+    let explained = |e: png::DecodingError| format!("{e}; a PNG that gigasmith wrote is needed");
+    read().map_err(|e| ReadError { path: path.to_owned(), reason: explained(e) })
 }
 
 #[cfg(test)]

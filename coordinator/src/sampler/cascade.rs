@@ -4,8 +4,8 @@ use super::units::ImageSize;
 
 /// The largest side of a picture, in image pixels.
 const MAX_SIDE: u32 = 1 << 18;
-/// The largest area of a picture, in image pixels: 17 gigapixels.
-const MAX_AREA: u64 = 1 << 34;
+/// The largest area of a picture, in image pixels: it is held whole in memory while it is made.
+pub const MAX_AREA: u64 = 1 << 30;
 /// The smallest side of a picture, in latent pixels.
 const MIN_LATENT_SIDE: u32 = 4;
 /// A last stage that enlarges less than `2^0.3` is merged into the one before.
@@ -74,7 +74,7 @@ pub enum CascadeError {
         least: u32,
     },
     /// Too large.
-    #[error("{width}x{height} is too large: at most {MAX_SIDE} pixels a side and {} gigapixels in all", MAX_AREA >> 30)]
+    #[error("{width}x{height} is too large: at most {MAX_SIDE} pixels a side and 32768x32768 in all")]
     TooLarge {
         /// Width asked for, in pixels.
         width: f64,
@@ -116,7 +116,10 @@ impl Cascade {
         check_range(target, model.latent_factor)?;
         let scale = cover(base, target);
         if request.picture.is_none() && scale <= 1.0 {
-            return Ok(Self { base: target, upscales: Vec::new() });
+            return match request.stages.last() {
+                Some(&last) => Err(CascadeError::StagesEnd { last, wanted: scale }),
+                None => Ok(Self { base: target, upscales: Vec::new() }),
+            };
         }
         let factors = match request.stages.last() {
             Some(&last) if (last / scale - 1.0).abs() > 0.05 => {
@@ -127,8 +130,17 @@ impl Cascade {
         };
         let (last, earlier) = factors.split_last().expect("there is at least one stage");
         let between = |f: &f64| scaled(target, f / last, model.latent_factor);
-        let upscales = earlier.iter().map(between).chain([target]).collect();
+        // A stage on the way that is too small to be a picture is left out.
+        let earlier = earlier.iter().map(between).filter(|&s| check_range(s, model.latent_factor).is_ok());
+        let upscales = earlier.chain([target]).collect();
         Ok(Self { base, upscales })
+    }
+
+    /// Whether pictures of this size can be made: in range, and a multiple of the latent factor.
+    pub fn check(size: ImageSize, latent_factor: u32) -> Result<(), CascadeError> {
+        check_range(size, latent_factor)?;
+        on_grid("width", size.width, latent_factor)?;
+        on_grid("height", size.height, latent_factor)
     }
 }
 
@@ -157,9 +169,7 @@ fn base_and_target(
         (None, Some(height)) => ImageSize { width: other(height, aspect(native)), height },
         (None, None) => unreachable!("handled above"),
     };
-    check_range(target, model.latent_factor)?;
-    on_grid("width", target.width, model.latent_factor)?;
-    on_grid("height", target.height, model.latent_factor)?;
+    Cascade::check(target, model.latent_factor)?;
     let distance = |s: &ImageSize| (aspect(*s).ln() - aspect(target).ln()).abs();
     let nearest = model.native.iter().map(|&s| size(s)).min_by(|a, b| distance(a).total_cmp(&distance(b)));
     Ok((request.picture.or(nearest).unwrap_or(native), target))
@@ -256,6 +266,8 @@ mod tests {
         assert!(resolve(stages(&[1.0])).unwrap_err().contains("do not rise"));
         let both = SizeRequest { stages: vec![2.0], ..by_size(4096, 4096) };
         assert!(resolve(both).unwrap_err().contains("4.00 times"));
+        let none = SizeRequest { stages: vec![2.0], ..by_size(64, 64) };
+        assert!(resolve(none).unwrap_err().contains("leave out one"));
     }
 
     #[test]

@@ -8,7 +8,6 @@
 mod report;
 mod trace;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gigasmith_proto::domain::{Array, Conditioning, ModelDescription};
@@ -22,6 +21,7 @@ use crate::sampler::canvas::Canvas;
 use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
 use crate::sampler::plan::Plan;
+use crate::sampler::resize::Picture;
 use crate::sampler::schedule::Schedule;
 use crate::sampler::stage::{PatchInput, StageObserver, StageRun, Start};
 use crate::sampler::tiles::{VaeMode, picture_window, to_picture};
@@ -50,9 +50,9 @@ pub async fn verify(farm: &Farm, trace: &Trace, progress: &mut dyn Progress) -> 
     let sampling = replay.sampling(conditioning);
     let base = replay.base(&sampling, &schedule, progress).await?;
     progress.phase("decoding the base");
-    replay.decode_base(&sampling, base.as_ref()).await?;
+    let picture = replay.decode_base(&sampling, base.as_ref()).await?;
     progress.phase("resizing and encoding");
-    let moments = replay.encode(&sampling).await?;
+    let moments = replay.encode(&sampling, picture).await?;
     let guide = replay.guide(moments);
     let last = replay.patches(&sampling, schedule, guide, progress).await?;
     progress.phase("decoding");
@@ -73,6 +73,11 @@ impl Replay<'_> {
         self.report.add(part, name, value, self.trace.tensor(name), tolerance);
     }
 
+    fn compare_picture(&mut self, part: &'static str, name: &str, picture: &Picture, tolerance: Tolerance) {
+        let recorded = self.trace.picture(name).map(levels);
+        self.report.add_plain(part, name, levels(picture), recorded.as_ref(), tolerance);
+    }
+
     /// The trace's tensor without its batch axis, or else what was computed.
     fn input(&self, name: &str, computed: Option<&Array>) -> Option<Array> {
         self.trace.tensor(name).map(|t| t.array.clone()).or_else(|| computed.cloned())
@@ -85,10 +90,10 @@ impl Replay<'_> {
         let row = |values: Vec<f32>| Array::new([values.len()], values).expect("one axis");
         let ours = row(steps().map(|s| s.timestep.0 as f32).collect());
         let theirs = row(case.timesteps.iter().map(|&t| t as f32).collect());
-        self.report.add_plain("schedule", "timesteps", ours, &theirs, Tolerance::EXACT);
+        self.report.add_plain("schedule", "timesteps", ours, Some(&theirs), Tolerance::EXACT);
         let ours = row(steps().map(|s| s.alphas_cumprod).collect());
         let theirs = row(case.alphas_cumprod.iter().map(|&a| a as f32).collect());
-        self.report.add_plain("schedule", "alphas_cumprod", ours, &theirs, Tolerance::EMBEDDING);
+        self.report.add_plain("schedule", "alphas_cumprod", ours, Some(&theirs), Tolerance::EMBEDDING);
         Ok(schedule)
     }
 
@@ -153,43 +158,44 @@ impl Replay<'_> {
         Ok(Some(latent))
     }
 
+    /// Decodes the base at once and in tiles; returns the tiled one as a picture.
     async fn decode_base(
         &mut self,
         sampling: &Sampling,
         computed: Option<&Array>,
-    ) -> Result<(), VerifyError> {
+    ) -> Result<Option<Picture>, VerifyError> {
         let Some(latent) = self.input("base_latents", computed) else {
             self.report.skip("base decode", "the trace has neither `base_latents` nor `base_noise`");
-            return Ok(());
+            return Ok(None);
         };
         let whole = sampling.decode(0, VaeMode::Whole, &latent).await?;
         self.compare("base decode", "base_image_whole", whole, Tolerance::IMAGE);
         let tiled = sampling.decode(0, VaeMode::Tiled, &latent).await?;
-        if let Some(picture) = self.trace.picture("base.png") {
-            // One level where rounding falls the other way.
-            self.report.add_plain(
-                "base decode",
-                "base.png",
-                levels(&to_picture(&tiled)),
-                &levels(picture),
-                Tolerance::LEVEL,
-            );
-        }
+        let picture = to_picture(&tiled);
+        self.compare_picture("base decode", "base.png", &picture, Tolerance::LEVEL);
         self.compare("base decode", "base_image_tiled", tiled, Tolerance::IMAGE);
-        Ok(())
+        Ok(Some(picture))
     }
 
     /// Resizes `base.png`, and encodes `upsampled.png`: mean and standard deviation.
-    async fn encode(&mut self, sampling: &Sampling) -> Result<Option<(Array, Array)>, VerifyError> {
-        let resized = self.trace.picture("base.png").map(|p| p.resized(self.trace.case().size()));
-        let recorded = self.trace.picture("upsampled.png");
-        if let (Some(ours), Some(theirs)) = (&resized, recorded) {
-            self.report.add_plain("resize", "upsampled.png", levels(ours), &levels(theirs), Tolerance::EXACT);
+    async fn encode(
+        &mut self,
+        sampling: &Sampling,
+        computed: Option<Picture>,
+    ) -> Result<Option<(Array, Array)>, VerifyError> {
+        let base = self.trace.picture("base.png").cloned().or(computed);
+        let resized = base.map(|p| p.resized(self.trace.case().size()));
+        if let Some(resized) = &resized {
+            self.compare_picture("resize", "upsampled.png", resized, Tolerance::EXACT);
         }
-        let Some(picture) = recorded.cloned().or(resized) else {
-            self.report.skip("encode", "the trace has neither `upsampled.png` nor `base.png`");
+        let Some(picture) = self.trace.picture("upsampled.png").cloned().or(resized) else {
+            self.report.skip("encode", "there is no `upsampled.png`, no `base.png`, and no base to decode");
             return Ok(None);
         };
+        if picture.size() != self.trace.case().size() {
+            let (found, wanted) = (picture.size(), self.trace.case().size());
+            return Err(TraceError::Case(format!("upsampled.png is {found}, the case {wanted}")).into());
+        }
         let (mean, std) = mean_and_std(&sampling.encode(1, VaeMode::Tiled, &picture).await?);
         self.compare("encode", "encoded_mean", mean.clone(), Tolerance::MOMENT);
         self.compare("encode", "encoded_std", std.clone(), Tolerance::MOMENT);
@@ -240,12 +246,19 @@ impl Replay<'_> {
         let run = StageRun::new(plan, schedule, start);
         let last = sampling.run_stage(1, size, run, &mut recorder, progress).await?;
         let rows = 1 + usize::from(case.guidance_scale > 1.0) + usize::from(case.pag_scale > 0.0);
-        for (id, (window, input, prediction)) in recorder.patches {
-            let name = |what: &str| format!("patch{id:05}.{what}");
-            let ids = sampling.time_ids(size, window).repeat(rows);
+        recorder.patches.sort_by_key(|(input, _)| input.id);
+        for (input, prediction) in recorder.patches {
+            let name = |what: &str| format!("patch{:05}.{what}", input.id.0);
+            let ids = sampling.time_ids(size, input.window).repeat(rows);
             let ids = Array::new([rows, 6], ids).expect("six values a row");
             self.compare("time ids", &name("time_ids"), ids, Tolerance::EXACT);
-            self.compare("patch input", &name("input"), input, Tolerance::LATENT);
+            // From the recorded input where there is one, so that a deviation shows where it arises.
+            let recorded = self.trace.tensor(&name("input")).map(|t| t.array.clone());
+            let prediction = match recorded.filter(|r| r.shape() == input.latent.shape()) {
+                Some(latent) => sampling.predict(1, size, PatchInput { latent, ..input.clone() }).await?,
+                None => prediction,
+            };
+            self.compare("patch input", &name("input"), input.latent, Tolerance::LATENT);
             self.compare("noise prediction", &name("noise_pred"), prediction, Tolerance::LATENT);
         }
         for (step, latent) in recorder.after_step.into_iter().enumerate() {
@@ -265,22 +278,14 @@ impl Replay<'_> {
             return Ok(());
         };
         let image = sampling.decode(1, VaeMode::Tiled, &latent).await?;
-        if let Some(picture) = self.trace.picture("image.png") {
-            self.report.add_plain(
-                "final decode",
-                "image.png",
-                levels(&to_picture(&image)),
-                &levels(picture),
-                Tolerance::LEVEL,
-            );
-        }
+        self.compare_picture("final decode", "image.png", &to_picture(&image), Tolerance::LEVEL);
         self.compare("final decode", "image_tiled", image, Tolerance::IMAGE);
         Ok(())
     }
 }
 
 /// The pixels of a picture as (3, height, width) levels 0 to 255.
-fn levels(picture: &crate::sampler::resize::Picture) -> Array {
+fn levels(picture: &Picture) -> Array {
     let ImageSize { width, height } = picture.size();
     let window = Window { top: 0, left: 0, height: height as usize, width: width as usize };
     let mut array = picture_window(picture, window);
@@ -290,7 +295,7 @@ fn levels(picture: &crate::sampler::resize::Picture) -> Array {
 
 /// Keeps what entered and left the network, and the canvas as every step left it.
 struct Recorder {
-    patches: BTreeMap<u32, (Window, Array, Array)>,
+    patches: Vec<(PatchInput, Array)>,
     after_step: Vec<Array>,
     size: LatentSize,
 }
@@ -298,7 +303,7 @@ struct Recorder {
 impl Recorder {
     fn new(channels: usize, size: LatentSize, steps: usize) -> Self {
         let after_step = vec![Array::zeros([channels, size.height, size.width]); steps];
-        Self { patches: BTreeMap::new(), after_step, size }
+        Self { patches: Vec::new(), after_step, size }
     }
 }
 
@@ -313,6 +318,6 @@ impl StageObserver for Recorder {
                     .copy_from_slice(values);
             }
         }
-        self.patches.insert(input.id.0, (window, input.latent.clone(), prediction.clone()));
+        self.patches.push((input.clone(), prediction.clone()));
     }
 }

@@ -1,8 +1,5 @@
 //! How far computed values lie from recorded ones, and whether that is near enough.
 
-use std::collections::HashMap;
-use std::path::Path;
-
 use gigasmith_proto::domain::Array;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
@@ -55,6 +52,8 @@ pub struct Comparison {
     pub relative_l2: Option<f64>,
     /// Whether it is near enough; absent when there is no record.
     pub pass: Option<bool>,
+    /// Why no error can be given, where none can.
+    pub problem: Option<String>,
     /// What would have been near enough.
     #[serde(skip)]
     tolerance: Tolerance,
@@ -87,16 +86,16 @@ impl Report {
         self.computed.push((name.to_owned(), value));
     }
 
-    /// A value that is no tensor of the trace file.
+    /// A value whose record is no tensor of the trace file.
     pub(super) fn add_plain(
         &mut self,
         part: &'static str,
         name: &str,
         value: Array,
-        record: &Array,
+        record: Option<&Array>,
         tolerance: Tolerance,
     ) {
-        self.judge(part, name, &value, Some(record), tolerance);
+        self.judge(part, name, &value, record, tolerance);
         self.computed.push((name.to_owned(), value));
     }
 
@@ -113,12 +112,15 @@ impl Report {
         tolerance: Tolerance,
     ) {
         let errors = record.map(|record| errors(value, record));
+        let known = errors.as_ref().and_then(|e| e.as_ref().ok()).copied();
+        let near = |(abs, rel): (f64, f64)| abs <= tolerance.absolute && rel <= tolerance.relative_l2;
         self.comparisons.push(Comparison {
             part,
             name: name.to_owned(),
-            max_abs: errors.map(|e| e.0),
-            relative_l2: errors.map(|e| e.1),
-            pass: errors.map(|(abs, rel)| abs <= tolerance.absolute && rel <= tolerance.relative_l2),
+            max_abs: known.map(|e| e.0),
+            relative_l2: known.map(|e| e.1),
+            pass: errors.as_ref().map(|_| known.is_some_and(near)),
+            problem: errors.and_then(Result::err),
             tolerance,
         });
     }
@@ -133,10 +135,10 @@ impl Report {
         self.computed.iter().find(|(n, _)| n == name).map(|(_, array)| array)
     }
 
-    /// Whether something was compared and nothing failed.
+    /// Whether nothing failed, and something beyond the schedule was compared.
     pub fn passed(&self) -> bool {
-        let mut verdicts = self.comparisons.iter().filter_map(|c| c.pass).peekable();
-        verdicts.peek().is_some() && verdicts.all(|pass| pass)
+        let judged = || self.comparisons.iter().filter_map(|c| Some((c.part, c.pass?)));
+        judged().any(|(part, _)| part != "schedule") && judged().all(|(_, pass)| pass)
     }
 
     /// A table for people: one line per tensor, patches summed up in their worst.
@@ -164,6 +166,9 @@ impl Report {
                     let verdict = if *pass { "pass" } else { "FAIL" };
                     format!("{part:<17} {label:<31} {abs:>11.2e} {rel:>12.2e} {limit:>9}  {verdict}")
                 }
+                Some(Comparison { problem: Some(problem), .. }) => {
+                    format!("{part:<17} {label:<31} {problem}  FAIL")
+                }
                 _ => format!(
                     "{part:<17} {label:<31} {:>11} {:>12} {:>9}  computed, not recorded",
                     "-", "-", "-"
@@ -179,44 +184,43 @@ impl Report {
         serde_json::json!({ "passed": self.passed(), "comparisons": self.comparisons, "skipped": self.skipped })
     }
 
-    /// Writes every computed value to a safetensors file, in f32, with the trace's batch axis.
-    pub fn dump(&self, path: &Path) -> Result<(), safetensors::SafeTensorError> {
+    /// Every computed value as a safetensors file, in f32, with the trace's batch axis.
+    pub fn dump(&self) -> Result<Vec<u8>, safetensors::SafeTensorError> {
         let tensors = self.computed.iter().map(|(name, array)| {
             let batched = name.ends_with(".time_ids") || array.shape().len() == 1 && !name.contains("pooled");
-            let shape: Vec<usize> = if batched { vec![] } else { vec![1] }
-                .into_iter()
-                .chain(array.shape().iter().copied())
-                .collect();
-            let bytes = bytemuck::cast_slice(array.data());
-            Ok((name.clone(), TensorView::new(Dtype::F32, shape, bytes)?))
+            let batch: &[usize] = if batched { &[] } else { &[1] };
+            let shape = batch.iter().chain(array.shape()).copied().collect();
+            Ok((name, TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(array.data()))?))
         });
         let tensors = tensors.collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-        safetensors::serialize_to_file(tensors, None::<HashMap<String, String>>, path)
+        safetensors::serialize(tensors, None)
     }
 }
 
-/// Largest absolute and relative L2 error. A record with fewer rows was cropped: only those count. A
-/// value that is not finite, or of another shape, is infinitely far off.
-fn errors(value: &Array, record: &Array) -> (f64, f64) {
+/// Largest absolute and relative L2 error, or why there is none. A record with fewer rows was cropped:
+/// only those count.
+fn errors(value: &Array, record: &Array) -> Result<(f64, f64), String> {
     let cropped;
     let value = match (value.chw(), record.chw()) {
         (Some((c, h, w)), Some((rc, rh, rw))) if (rc, rw) == (c, w) && rh < h => {
-            let rows =
-                value.data().chunks_exact(h * w).flat_map(|plane| plane[..rh * w].iter().copied()).collect();
-            cropped = Array::new([c, rh, w], rows).expect("fewer rows of the same planes");
+            let rows = value.data().chunks_exact(h * w).flat_map(|plane| plane[..rh * w].iter().copied());
+            cropped = Array::new([c, rh, w], rows.collect()).expect("fewer rows of the same planes");
             &cropped
         }
         _ => value,
     };
-    if value.shape() != record.shape() || !value.is_finite() {
-        return (f64::INFINITY, f64::INFINITY);
+    if value.shape() != record.shape() {
+        return Err(format!("computed {:?}, recorded {:?}", value.shape(), record.shape()));
+    }
+    if !value.is_finite() {
+        return Err("not finite".into());
     }
     let pairs = || value.data().iter().zip(record.data()).map(|(&a, &b)| (f64::from(a), f64::from(b)));
     let max_abs = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     let difference: f64 = pairs().map(|(a, b)| (a - b).powi(2)).sum();
     let norm: f64 = pairs().map(|(_, b)| b * b).sum();
     let relative = if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() };
-    (max_abs, relative)
+    Ok((max_abs, relative))
 }
 
 /// How far beyond its limit an error is.
@@ -225,7 +229,8 @@ fn severity(c: &Comparison) -> f64 {
         0.0 => 0.0,
         error => error / limit,
     };
-    over(c.max_abs, c.tolerance.absolute).max(over(c.relative_l2, c.tolerance.relative_l2))
+    let over = over(c.max_abs, c.tolerance.absolute).max(over(c.relative_l2, c.tolerance.relative_l2));
+    if c.problem.is_some() { f64::INFINITY } else { over }
 }
 
 /// Comparisons under one label: patches by what they hold, all else alone.
@@ -270,6 +275,9 @@ mod tests {
     #[test]
     fn nan_and_other_shapes_never_pass_and_nothing_compared_is_no_pass() {
         assert!(!Report::default().passed());
+        let mut schedule = Report::default();
+        schedule.add_plain("schedule", "timesteps", row(&[1.0]), Some(&row(&[1.0])), Tolerance::EXACT);
+        assert!(!schedule.passed(), "a schedule alone is no evidence");
         for value in [row(&[f32::NAN, 1.0]), row(&[1.0])] {
             let mut report = Report::default();
             report.add("text", "a", value, Some(&record(row(&[1.0, 1.0]))), Tolerance::LEVEL);
@@ -281,6 +289,6 @@ mod tests {
     fn a_cropped_record_is_compared_by_its_rows() {
         let value = Array::new([1, 3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
         let top = Array::new([1, 2, 2], vec![1.0, 2.0, 3.0, 4.5]).unwrap();
-        assert_eq!(errors(&value, &top).0, 0.5);
+        assert_eq!(errors(&value, &top).unwrap().0, 0.5);
     }
 }

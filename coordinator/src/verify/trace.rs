@@ -8,9 +8,12 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::output::read_picture;
+use crate::sampler::cascade::Cascade;
 use crate::sampler::plan::{Geometry, Plan, PlanError, PlanKind, PlannedPatch};
 use crate::sampler::resize::Picture;
+use crate::sampler::schedule::Schedule;
 use crate::sampler::units::{ImageSize, LatentSize};
+use crate::spec::check_pag_blocks;
 
 /// Why a trace cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,9 @@ pub enum TraceError {
         /// The number of steps of the case.
         steps: u32,
     },
+    /// A setting of the case that makes no sense.
+    #[error("case.json: {0}")]
+    Case(String),
     /// The trace was recorded with another kind of model.
     #[error(
         "`{name}` has shape {found:?} in the trace, but {expected:?} belongs to this model and case: is it the model the trace was recorded with?"
@@ -102,6 +108,28 @@ impl Case {
     pub fn base_size(&self) -> ImageSize {
         ImageSize { width: self.base_width, height: self.base_height }
     }
+
+    /// Whether the settings make sense for a model.
+    fn check(&self, model: &ModelDescription) -> Result<(), TraceError> {
+        let case = |e: &dyn std::fmt::Display| TraceError::Case(e.to_string());
+        Schedule::new(&model.schedule, self.steps).map_err(|e| case(&e))?;
+        for size in [self.size(), self.base_size()] {
+            Cascade::check(size, model.latent_factor).map_err(|e| case(&e))?;
+        }
+        check_pag_blocks(&self.pag_applied_layers, model).map_err(|e| case(&e))?;
+        if self.slider > self.steps {
+            return Err(case(&format!("slider {} is above the {} steps", self.slider, self.steps)));
+        }
+        if !(1..=1 << 16).contains(&self.patch_size) {
+            return Err(case(&format!("patch_size {} makes no sense: 1 to 65536 do", self.patch_size)));
+        }
+        for (name, scale) in [("guidance_scale", self.guidance_scale), ("pag_scale", self.pag_scale)] {
+            if !(0.0..=1000.0).contains(&scale) {
+                return Err(case(&format!("{name} {scale} makes no sense: 0 to 1000 do")));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A tensor of a trace.
@@ -159,8 +187,9 @@ impl Trace {
         self.pictures.get(name)
     }
 
-    /// Whether the trace's inputs fit the model.
+    /// Whether the trace's settings and inputs fit the model.
     pub fn check_model(&self, model: &ModelDescription) -> Result<(), TraceError> {
+        self.case.check(model)?;
         let shape = |size: ImageSize| {
             let LatentSize { height, width } = size.latent(model.latent_factor);
             vec![model.latent_channels as usize, height, width]

@@ -7,6 +7,11 @@ use crate::domain::{
 };
 use crate::v1;
 
+/// The largest count that any description can mean.
+const MAX_COUNT: u32 = 1 << 26;
+/// More training timesteps than any model has; steps are counted in 16 bits.
+const MAX_TIMESTEPS: u32 = 65_535;
+
 /// Puts a description on the wire.
 pub fn model_to_wire(model: &ModelDescription) -> v1::Model {
     v1::Model {
@@ -93,9 +98,19 @@ pub fn model_from_wire(model: v1::Model) -> Result<ModelDescription, WireError> 
         ("model.vae_tile", model.vae_tile),
         ("model.native_sizes", native_sizes.len() as u32),
     ] {
-        if value == 0 {
-            return Err(WireError::invalid(field, 0, "at least 1"));
+        if !(1..=MAX_COUNT).contains(&value) {
+            return Err(WireError::invalid(field, value, "1 to 2^26"));
         }
+    }
+    if model.vae_tile < model.latent_factor {
+        return Err(WireError::invalid("model.vae_tile", model.vae_tile, "at least one latent pixel"));
+    }
+    if native_sizes.iter().any(|&(w, h)| w < model.latent_factor || h < model.latent_factor) {
+        return Err(WireError::invalid(
+            "model.native_sizes",
+            format!("{native_sizes:?}"),
+            "at least one latent pixel",
+        ));
     }
     if !(model.scaling_factor.is_finite() && model.scaling_factor > 0.0) {
         return Err(WireError::invalid("model.scaling_factor", model.scaling_factor, "a number above 0"));
@@ -171,13 +186,12 @@ fn schedule_from_wire(schedule: &v1::Schedule) -> Result<ScheduleConfig, WireErr
         }
     };
     let (first, last) = (schedule.beta_start, schedule.beta_end);
-    if !(first > 0.0 && first <= last && last < 1.0) || schedule.num_train_timesteps == 0 {
-        let value = format!("{first}..{last} over {} timesteps", schedule.num_train_timesteps);
-        return Err(WireError::invalid(
-            "schedule",
-            value,
-            "betas rise within (0, 1) over at least 1 timestep",
-        ));
+    let (train, offset) = (schedule.num_train_timesteps, schedule.steps_offset);
+    let rising = first > 0.0 && first <= last && last < 1.0;
+    if !rising || !(1..=MAX_TIMESTEPS).contains(&train) || offset >= train {
+        let value = format!("{first}..{last} over {train} timesteps, offset {offset}");
+        let expected = "betas rise within (0, 1) over 1 to 65535 timesteps, the offset below them";
+        return Err(WireError::invalid("schedule", value, expected));
     }
     Ok(ScheduleConfig {
         beta_start: first,

@@ -380,7 +380,8 @@ fn native_sizes(presets: &PresetFile, configs: &Configs) -> Vec<(u32, u32)> {
     let factor = configs.vae.factor() as u32;
     let side = configs.unet.sample_size as u32 * factor;
     // SDXL was trained at several aspects of equal area; other sizes follow in proportion.
-    let scaled = |length: u32| (length * side / factor + 512) / 1024 * factor;
+    let cells = u64::from(side / factor);
+    let scaled = |length: u64| ((length * cells + 512) / 1024) as u32 * factor;
     let mut sizes = vec![(side, side)];
     for (long, short) in [(1152, 896), (1216, 832), (1344, 768), (1536, 640)] {
         sizes.extend([(scaled(long), scaled(short)), (scaled(short), scaled(long))]);

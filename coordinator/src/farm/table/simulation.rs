@@ -197,6 +197,7 @@ impl World {
 }
 
 #[test]
+#[allow(clippy::print_stderr)]
 fn random_schedules_keep_the_invariants() {
     let seeds = match std::env::var("GIGASMITH_SIM_SEED").map(|s| s.parse()) {
         Ok(Ok(seed)) => seed..seed + 1,

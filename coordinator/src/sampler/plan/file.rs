@@ -106,7 +106,7 @@ impl StagePlanFile {
         let size = |(h, w): (usize, usize)| format!("{h}x{w} (rows x columns)");
         differs("a canvas of", size(self.canvas), size((canvas.height, canvas.width)))?;
         differs("patch side", self.patch_side.to_string(), patch_side.to_string())?;
-        let last = self.patches.iter().map(|p| p.0 + 1).max().unwrap_or(0);
+        let last = self.patches.iter().map(|p| p.0.saturating_add(1)).max().unwrap_or(0);
         differs("steps", last.to_string(), steps.to_string())?;
         let mut per_step = vec![Vec::new(); steps];
         for &(step, top, left, bit) in &self.patches {
@@ -133,5 +133,10 @@ mod tests {
         let other = LatentSize { height: 56, width: 56 };
         assert!(matches!(read.stages[0].to_plan(1, other, 16, 4), Err(PlanFileError::Differs { .. })));
         assert!(matches!(read.stages[0].to_plan(1, canvas, 16, 5), Err(PlanFileError::Differs { .. })));
+        let mut absurd = read.stages[0].clone();
+        absurd.transition_width = usize::MAX;
+        assert!(matches!(absurd.to_plan(1, canvas, 16, 4), Err(PlanFileError::Plan { .. })));
+        absurd.patches.push((usize::MAX, 0, 0, 0));
+        assert!(matches!(absurd.to_plan(1, canvas, 16, 4), Err(PlanFileError::Differs { .. })));
     }
 }

@@ -103,6 +103,16 @@ pub enum PlanError {
         /// The pixel's column.
         column: usize,
     },
+    /// A transition zone wider than the window.
+    #[error("the transition width is {zone}, but windows are {height}x{width}: give at most the larger side")]
+    Zone {
+        /// z.
+        zone: usize,
+        /// Window rows.
+        height: usize,
+        /// Window columns.
+        width: usize,
+    },
     /// A window that finds nothing to do.
     #[error(
         "step {step}: the window at row {top}, column {left} covers only pixels that earlier windows covered"
@@ -152,6 +162,10 @@ impl Plan {
         geometry: Geometry,
         steps: Vec<Vec<PlannedPatch>>,
     ) -> Result<Self, PlanError> {
+        let (zone, LatentSize { height, width }) = (geometry.zone, geometry.window);
+        if zone > height.max(width) {
+            return Err(PlanError::Zone { zone, height, width });
+        }
         for (step, patches) in steps.iter().enumerate() {
             check_step(geometry, step, patches)?;
         }

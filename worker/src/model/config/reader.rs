@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use crate::model::error::LoadError;
 use crate::model::files::ModelFiles;
 
+/// The largest count that any configuration can mean.
+const MAX_COUNT: u64 = 1 << 20;
+
 /// One configuration file. Remembers which keys were read, so that the others can be reported.
 pub(crate) struct Reader {
     file: String,
@@ -44,14 +47,16 @@ impl Reader {
     /// A count; `default` where it is missing.
     pub(crate) fn usize_or(&self, key: &str, default: usize) -> Result<usize, LoadError> {
         self.get(key).map_or(Ok(default), |v| {
-            v.as_u64().map(|n| n as usize).ok_or_else(|| self.error(key, "a whole number is needed"))
+            let count = v.as_u64().filter(|&n| n <= MAX_COUNT).map(|n| n as usize);
+            count.ok_or_else(|| self.error(key, format!("a whole number up to {MAX_COUNT} is needed")))
         })
     }
 
     /// A count that must be there, at least 1.
     pub(crate) fn size(&self, key: &str) -> Result<usize, LoadError> {
         match self.get(key).and_then(Value::as_u64) {
-            Some(n) if n >= 1 => Ok(n as usize),
+            Some(n) if (1..=MAX_COUNT).contains(&n) => Ok(n as usize),
+            Some(n) if n > MAX_COUNT => Err(self.error(key, format!("at most {MAX_COUNT} is supported"))),
             _ => Err(self.error(key, "a whole number above 0 is needed")),
         }
     }
@@ -83,7 +88,7 @@ impl Reader {
     pub(crate) fn sizes(&self, key: &str) -> Result<Vec<usize>, LoadError> {
         let list = self.get(key).and_then(Value::as_array);
         list.and_then(|l| l.iter().map(|v| v.as_u64().map(|n| n as usize)).collect())
-            .filter(|l: &Vec<usize>| !l.is_empty() && !l.contains(&0))
+            .filter(|l: &Vec<usize>| !l.is_empty() && l.iter().all(|n| (1..=MAX_COUNT as usize).contains(n)))
             .ok_or_else(|| self.error(key, "a list of whole numbers above 0 is needed"))
     }
 

@@ -8,6 +8,9 @@ use super::Reader;
 use crate::model::error::LoadError;
 use crate::model::files::ModelFiles;
 
+/// More than any model is trained on.
+const MAX_TIMESTEPS: u32 = 65_535;
+
 /// Reads the schedule.
 pub(crate) fn read_schedule(files: &ModelFiles) -> Result<ScheduleConfig, LoadError> {
     let r = Reader::open(files, "scheduler/scheduler_config.json")?;
@@ -40,8 +43,11 @@ pub(crate) fn read_schedule(files: &ModelFiles) -> Result<ScheduleConfig, LoadEr
             }
         },
     };
-    if schedule.num_train_timesteps == 0 {
-        return Err(r.error("num_train_timesteps", "a whole number above 0 is needed"));
+    if !(1..=MAX_TIMESTEPS).contains(&schedule.num_train_timesteps) {
+        return Err(r.error("num_train_timesteps", format!("1 to {MAX_TIMESTEPS} is needed")));
+    }
+    if schedule.steps_offset >= schedule.num_train_timesteps {
+        return Err(r.error("steps_offset", "a number below num_train_timesteps is needed"));
     }
     Ok(schedule)
 }

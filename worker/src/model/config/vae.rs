@@ -70,6 +70,10 @@ impl VaeConfig {
             mid_block_add_attention: r.bool_or("mid_block_add_attention", true)?,
             block_out_channels: channels,
         };
+        if config.sample_size < config.factor() {
+            let least = format!("at least {}, one latent pixel, is needed", config.factor());
+            return Err(r.error("sample_size", least));
+        }
         r.warn_unread();
         Ok(config)
     }
