@@ -267,22 +267,16 @@ impl Sampling {
         observer: &mut (dyn StageObserver + Send),
         progress: &mut dyn Progress,
     ) -> Result<Array, RenderError> {
-        let mut flying: JoinSet<(PatchId, Result<TaskResult, TaskError>)> = JoinSet::new();
+        let mut flight = Flight::new(&self.farm, stage);
         while !run.is_done() {
-            // Enough for every worker to find its next patches waiting, without preparing all at once.
-            let wanted = 2 * self.farm.roster().slots.max(1);
-            while flying.len() < wanted {
+            while flight.has_room() {
                 let Some(input) = run.next_patch() else { break };
-                let (id, farm) = (input.id, self.farm.clone());
-                let task = Task::PredictNoise(self.noise_task(size, input));
-                let order = TaskOrder { stage, position: id.0 };
-                flying.spawn(async move { (id, farm.run(order, task).await) });
+                flight.send(input.id.0, Task::PredictNoise(self.noise_task(size, input)));
             }
-            let answer = flying.join_next().await.expect("an unfinished stage has a patch that can start");
-            match answer.expect("the task only waits") {
-                (id, Ok(TaskResult::Noise(noise))) => run.complete(id, noise, observer),
-                (_, Ok(other)) => unreachable!("the farm checks the kind of an answer: {other:?}"),
-                (_, Err(error)) => return Err(error.into()),
+            let answer = flight.next().await?.expect("an unfinished stage has a patch that can start");
+            match answer {
+                (id, TaskResult::Noise(noise)) => run.complete(PatchId(id), noise, observer),
+                (_, other) => unreachable!("the farm checks the kind of an answer: {other:?}"),
             }
             progress.patches(run.progress().0);
         }
@@ -363,25 +357,53 @@ impl Sampling {
         tasks: impl Iterator<Item = Task>,
     ) -> Result<Vec<Array>, RenderError> {
         let mut tasks = (0..).zip(tasks);
-        let mut flying: JoinSet<(u32, Result<TaskResult, TaskError>)> = JoinSet::new();
+        let mut flight = Flight::new(&self.farm, stage);
         let mut results: Vec<Option<Array>> = Vec::new();
         loop {
-            while flying.len() < 2 * self.farm.roster().slots.max(1) {
+            while flight.has_room() {
                 let Some((position, task)) = tasks.next() else { break };
-                let farm = self.farm.clone();
                 results.push(None);
-                let order = TaskOrder { stage, position };
-                flying.spawn(async move { (position, farm.run(order, task).await) });
+                flight.send(position, task);
             }
-            let Some(answer) = flying.join_next().await else { break };
-            let (position, result) = answer.expect("the task only waits");
-            match result? {
-                TaskResult::Moments(array) | TaskResult::Image(array) => {
+            match flight.next().await? {
+                None => break,
+                Some((position, TaskResult::Moments(array) | TaskResult::Image(array))) => {
                     results[position as usize] = Some(array);
                 }
-                other => unreachable!("the farm checks the kind of an answer: {other:?}"),
+                Some((_, other)) => unreachable!("the farm checks the kind of an answer: {other:?}"),
             }
         }
         Ok(results.into_iter().map(|r| r.expect("every tile was answered")).collect())
+    }
+}
+
+/// Tasks of one stage under way on the farm.
+struct Flight<'a> {
+    farm: &'a Farm,
+    stage: u32,
+    tasks: JoinSet<(u32, Result<TaskResult, TaskError>)>,
+}
+
+impl<'a> Flight<'a> {
+    fn new(farm: &'a Farm, stage: u32) -> Self {
+        Self { farm, stage, tasks: JoinSet::new() }
+    }
+
+    /// Whether another task is worth preparing: enough for every worker to find its next ones waiting,
+    /// and no more, because a prepared task takes memory.
+    fn has_room(&self) -> bool {
+        self.tasks.len() < 2 * self.farm.roster().slots.max(1)
+    }
+
+    fn send(&mut self, position: u32, task: Task) {
+        let (farm, order) = (self.farm.clone(), TaskOrder { stage: self.stage, position });
+        self.tasks.spawn(async move { (position, farm.run(order, task).await) });
+    }
+
+    /// The next result in the order they come in; `None` when nothing is under way.
+    async fn next(&mut self) -> Result<Option<(u32, TaskResult)>, TaskError> {
+        let Some(answer) = self.tasks.join_next().await else { return Ok(None) };
+        let (position, result) = answer.expect("the task only waits");
+        Ok(Some((position, result?)))
     }
 }

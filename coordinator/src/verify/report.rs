@@ -29,6 +29,9 @@ impl Tolerance {
     pub const LATENT: Self = Self::relative(1e-4);
     /// Decoded images.
     pub const IMAGE: Self = Self::relative(1e-4);
+    /// Moments of a picture that was computed here, where a few 8-bit levels may have rounded the other
+    /// way: a level is 4e-3 of the range.
+    pub const LEVELS: Self = Self::relative(2e-3);
     /// 8-bit levels that may round the other way.
     pub const LEVEL: Self =
         Self { relative_l2: f64::INFINITY, relative_l2_half: f64::INFINITY, absolute: 1.0 };
