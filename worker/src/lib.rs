@@ -2,9 +2,11 @@
 //!
 //! [`model`] holds the networks and is the only place with tensor types; [`backend`] is the plain
 //! interface in front of it; [`device`] is the thread that owns it; [`session`] carries questions and
-//! answers between that thread and a coordinator.
+//! answers between that thread and a coordinator; [`synthetic`] stands in for a model in tests and
+//! benchmarks.
 
 pub mod backend;
 pub mod device;
 pub mod model;
 pub mod session;
+pub mod synthetic;
