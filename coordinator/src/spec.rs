@@ -203,15 +203,20 @@ pub enum SliderError {
     },
 }
 
-/// The slider of each upscale stage: one value for all, one each, or, when none is given, the
-/// publication's 20 of 50 steps for the first stage and 30 of 50 for the later ones, in proportion.
-pub fn resolve_sliders(given: &[u32], steps: u32, stages: usize) -> Result<Vec<u32>, SliderError> {
+/// The slider of each upscale stage: one value for all, one each, or, when none is given, these shares
+/// of the steps, for the first stage and for the later ones.
+pub fn resolve_sliders(
+    given: &[u32],
+    steps: u32,
+    stages: usize,
+    shares: [f32; 2],
+) -> Result<Vec<u32>, SliderError> {
     if let Some(&slider) = given.iter().find(|&&s| s > steps) {
         return Err(SliderError::AboveSteps { slider, steps });
     }
-    let of_fifty = |share: u32| ((steps * share + 25) / 50).max(1);
+    let share = |i: usize| ((steps as f32 * shares[i.min(1)]).round() as u32).clamp(1, steps);
     match given {
-        [] => Ok((0..stages).map(|i| of_fifty(if i == 0 { 20 } else { 30 })).collect()),
+        [] => Ok((0..stages).map(share).collect()),
         [one] => Ok(vec![*one; stages]),
         each if each.len() == stages => Ok(each.to_vec()),
         _ => Err(SliderError::Count { given: given.len(), stages }),
@@ -224,6 +229,9 @@ mod tests {
 
     #[test]
     fn sliders_follow_the_publication_in_proportion() {
+        let resolve_sliders = |given: &[u32], steps, stages| {
+            super::resolve_sliders(given, steps, stages, gigasmith_proto::domain::PAPER_SLIDER_SHARES)
+        };
         assert_eq!(resolve_sliders(&[], 50, 3), Ok(vec![20, 30, 30]));
         assert_eq!(resolve_sliders(&[], 30, 2), Ok(vec![12, 18]));
         assert_eq!(resolve_sliders(&[], 1, 1), Ok(vec![1]));

@@ -74,7 +74,7 @@ fn print_row(kind: PlanKind, seed: &str, [a, b, c, d]: [f64; 4]) {
 fn spec(model: &ModelDescription, prompt: &str, plan: PlanKind, seed: u64) -> anyhow::Result<RenderSpec> {
     let (width, height) = model.native_sizes[0];
     let size = |factor| ImageSize { width: width * factor, height: height * factor };
-    let sliders = resolve_sliders(&[], model.preset.steps, 2)?;
+    let sliders = resolve_sliders(&[], model.preset.steps, 2, model.preset.slider_shares)?;
     Ok(RenderSpec {
         version: SPEC_VERSION,
         prompt: prompt.into(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use gigasmith_proto::domain::{
     Array, BetaSchedule, Component, Conditioning, Dtype, Fingerprint, ModelDescription, NoiseTask,
-    NumericClass, PredictionType, Preset, ScheduleConfig, TextEncoding, TimestepSpacing,
+    NumericClass, PAPER_SLIDER_SHARES, PredictionType, Preset, ScheduleConfig, TextEncoding, TimestepSpacing,
 };
 
 use crate::backend::{Backend, BackendError};
@@ -70,7 +70,7 @@ fn description(side: u32) -> ModelDescription {
         },
         pag_blocks: vec!["d0".into(), "m0".into(), "u0".into()],
         native_sizes: vec![(pixels, pixels)],
-        preset: Preset { steps: 50, guidance_scale: 7.5, scale: 2.0 },
+        preset: Preset { steps: 50, guidance_scale: 7.5, scale: 2.0, slider_shares: PAPER_SLIDER_SHARES },
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use gigasmith_proto::domain::ModelDescription;
+use gigasmith_proto::domain::{ModelDescription, PAPER_SLIDER_SHARES};
 use gigasmith_worker::model::ModelSource;
 
 use super::failure::Failure;
@@ -35,8 +35,6 @@ const PAPER: RenderSpecDefaults = RenderSpecDefaults {
     crops: Crops::Published,
     vae: VaeMode::Tiled,
 };
-/// Sliders of the publication at 50 steps, for the first upscale stage and for the later ones.
-const PAPER_SLIDERS: [u32; 2] = [20, 30];
 /// How much of a picture may be cut off in silence.
 const QUIET_CUT: f64 = 0.1;
 
@@ -145,6 +143,7 @@ pub(super) fn resolve(
     let steps = pick(args.steps, paper.as_ref().map(|p| p.steps), from.map(|f| f.steps), model.preset.steps);
     Schedule::new(&model.schedule, steps).map_err(Failure::usage)?;
     let (base, sizes) = sizes(args, from, picture.as_ref(), model)?;
+    let shares = if args.paper { PAPER_SLIDER_SHARES } else { model.preset.slider_shares };
     let guidance_scale = pick(
         args.guidance_scale,
         paper.as_ref().map(|p| p.guidance_scale),
@@ -159,7 +158,7 @@ pub(super) fn resolve(
         negative_prompt: args.negative_prompt.clone().or(from.and_then(|f| f.negative_prompt.clone())),
         model: ModelSpec::of(model),
         base,
-        upscales: sliders(args, from, steps, &sizes)?,
+        upscales: sliders(args, from, (steps, shares), &sizes)?,
         steps,
         guidance_scale,
         pag: pag(args, from)?,
@@ -285,19 +284,16 @@ fn cut_off(base: ImageSize, last: ImageSize) -> Option<f64> {
     (cut > QUIET_CUT).then_some(cut)
 }
 
-/// Sliders as given; else those of the publication; else those of a picture made before, in proportion to
-/// the steps.
+/// Sliders as given; else those of a picture made before, in proportion to the steps; else shares of the
+/// steps: the publication's with `--paper`, or the model's.
 fn sliders(
     args: &RenderArgs,
     from: Option<&RenderSpec>,
-    steps: u32,
+    (steps, shares): (u32, [f32; 2]),
     sizes: &[ImageSize],
 ) -> Result<Vec<UpscaleSpec>, Failure> {
     let given = match from.filter(|f| f.upscales.len() == sizes.len()) {
         _ if !args.slider.is_empty() => args.slider.clone(),
-        _ if args.paper && steps >= PAPER_SLIDERS[1] => {
-            (0..sizes.len()).map(|i| PAPER_SLIDERS[i.min(1)]).collect()
-        }
         Some(from) if !args.paper => {
             let share =
                 |slider: u32| (u64::from(slider) * u64::from(steps) * 2 / u64::from(from.steps)).div_ceil(2);
@@ -305,7 +301,7 @@ fn sliders(
         }
         _ => Vec::new(),
     };
-    let sliders = resolve_sliders(&given, steps, sizes.len()).map_err(Failure::usage)?;
+    let sliders = resolve_sliders(&given, steps, sizes.len(), shares).map_err(Failure::usage)?;
     Ok(sizes.iter().zip(sliders).map(|(&size, slider)| UpscaleSpec { size, slider }).collect())
 }
 

@@ -43,6 +43,7 @@ pub fn model_to_wire(model: &ModelDescription) -> v1::Model {
             steps: model.preset.steps,
             guidance_scale: model.preset.guidance_scale,
             scale: model.preset.scale,
+            slider_shares: model.preset.slider_shares.to_vec(),
         }),
     }
 }
@@ -128,8 +129,19 @@ pub fn model_from_wire(model: v1::Model) -> Result<ModelDescription, WireError> 
         schedule: schedule_from_wire(&required(model.schedule, "model.schedule")?)?,
         pag_blocks: model.pag_blocks,
         native_sizes,
-        preset: Preset { steps: preset.steps, guidance_scale: preset.guidance_scale, scale: preset.scale },
+        preset: preset_from_wire(&preset)?,
     })
+}
+
+fn preset_from_wire(preset: &v1::Preset) -> Result<Preset, WireError> {
+    let v1::Preset { steps, guidance_scale, scale, ref slider_shares } = *preset;
+    let shares =
+        || WireError::invalid("preset.slider_shares", format!("{slider_shares:?}"), "two shares in [0, 1]");
+    let slider_shares: [f32; 2] = slider_shares[..].try_into().map_err(|_| shares())?;
+    if !slider_shares.iter().all(|s| (0.0..=1.0).contains(s)) {
+        return Err(shares());
+    }
+    Ok(Preset { steps, guidance_scale, scale, slider_shares })
 }
 
 fn fingerprint_from_wire(f: &v1::ComponentFingerprint) -> Result<(Component, Fingerprint), WireError> {

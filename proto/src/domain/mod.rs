@@ -9,7 +9,7 @@ mod task;
 
 pub use array::{Array, ShapeError};
 pub use model::{
-    BetaSchedule, Component, Dtype, Fingerprint, ModelDescription, NumericClass, PredictionType, Preset,
-    ScheduleConfig, TimestepSpacing,
+    BetaSchedule, Component, Dtype, Fingerprint, ModelDescription, NumericClass, PAPER_SLIDER_SHARES,
+    PredictionType, Preset, ScheduleConfig, TimestepSpacing,
 };
 pub use task::{Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding};

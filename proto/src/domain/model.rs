@@ -128,7 +128,12 @@ pub struct Preset {
     pub guidance_scale: f32,
     /// Linear upscale factor of the final picture against the base.
     pub scale: f32,
+    /// Guided share of the steps, for the first upscale stage and for the later ones, in [0, 1].
+    pub slider_shares: [f32; 2],
 }
+
+/// The publication's sliders: 20 of 50 steps in the first upscale stage, 30 of 50 in the later ones.
+pub const PAPER_SLIDER_SHARES: [f32; 2] = [0.4, 0.6];
 
 /// A model as its workers describe it.
 #[derive(Debug, Clone, PartialEq)]

@@ -78,7 +78,7 @@ pub(crate) fn description() -> ModelDescription {
         },
         pag_blocks: vec!["m0".into()],
         native_sizes: vec![(64, 64)],
-        preset: Preset { steps: 4, guidance_scale: 5.0, scale: 2.0 },
+        preset: Preset { steps: 4, guidance_scale: 5.0, scale: 2.0, slider_shares: [0.5, 0.75] },
     }
 }
 

@@ -1,6 +1,6 @@
 //! `model_index.json` (what the model is made of) and the optional `gigasmith.json` (its presets).
 
-use gigasmith_proto::domain::Preset;
+use gigasmith_proto::domain::{PAPER_SLIDER_SHARES, Preset};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -55,6 +55,8 @@ pub(crate) struct PresetFile {
     steps: Option<u32>,
     guidance_scale: Option<f32>,
     scale: Option<f32>,
+    /// Guided share of the steps, for the first upscale stage and for the later ones.
+    slider_shares: Option<[f32; 2]>,
     /// (width, height) in image pixels, the default first.
     #[serde(default)]
     pub(crate) native_sizes: Vec<(u32, u32)>,
@@ -84,6 +86,9 @@ impl PresetFile {
                 return Err(format!("`{key}` must be a number of at least {least}"));
             }
         }
+        if self.slider_shares.is_some_and(|shares| !shares.iter().all(|s| (0.0..=1.0).contains(s))) {
+            return Err("`slider_shares` must be two numbers from 0 to 1".into());
+        }
         Ok(())
     }
 
@@ -93,6 +98,7 @@ impl PresetFile {
             steps: self.steps.unwrap_or(50),
             guidance_scale: self.guidance_scale.unwrap_or(7.5),
             scale: self.scale.unwrap_or(2.0),
+            slider_shares: self.slider_shares.unwrap_or(PAPER_SLIDER_SHARES),
         }
     }
 }
@@ -104,8 +110,13 @@ mod tests {
     #[test]
     fn presets_are_completed_and_checked() {
         let some: PresetFile = serde_json::from_str(r#"{"steps": 30}"#).unwrap();
-        assert_eq!(some.preset(), Preset { steps: 30, guidance_scale: 7.5, scale: 2.0 });
+        assert_eq!(
+            some.preset(),
+            Preset { steps: 30, guidance_scale: 7.5, scale: 2.0, slider_shares: [0.4, 0.6] }
+        );
         assert!(serde_json::from_str::<PresetFile>(r#"{"step": 30}"#).is_err());
+        let shares: PresetFile = serde_json::from_str(r#"{"slider_shares": [0.5, 1.5]}"#).unwrap();
+        assert!(shares.check().is_err());
         let bad: PresetFile = serde_json::from_str(r#"{"scale": 0.5}"#).unwrap();
         assert_eq!(bad.check().unwrap_err(), "`scale` must be a number of at least 1");
     }
