@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn sliders_follow_the_publication_in_proportion() {
         let resolve_sliders = |given: &[u32], steps, stages| {
-            super::resolve_sliders(given, steps, stages, gigasmith_proto::domain::PAPER_SLIDER_SHARES)
+            resolve_sliders(given, steps, stages, gigasmith_proto::domain::PAPER_SLIDER_SHARES)
         };
         assert_eq!(resolve_sliders(&[], 50, 3), Ok(vec![20, 30, 30]));
         assert_eq!(resolve_sliders(&[], 30, 2), Ok(vec![12, 18]));
