@@ -1,9 +1,10 @@
 //! Progress for people: bars on a terminal, plain lines now and then when piped.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::tell;
 use crate::render::Progress;
@@ -64,6 +65,12 @@ impl Display {
     }
 }
 
+/// Patches per second, with one digit after the point.
+fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
+    // The line is drawn without it where it cannot be written.
+    let _ = write!(out, "{:.1}/s", state.per_sec());
+}
+
 impl Progress for Display {
     fn stage(&mut self, stage: u32, total: u32, size: ImageSize, patches: usize) {
         self.finish();
@@ -71,8 +78,9 @@ impl Progress for Display {
         match self {
             Self::Quiet => {}
             Self::Bars(bar) => {
-                let style = "{msg:<22} {bar:32} {pos:>5}/{len} patches  {per_sec:>10}  {eta} left";
+                let style = "{msg:<22} {bar:32} {pos:>5}/{len} patches  {rate:>8}  {eta} left";
                 let style = ProgressStyle::with_template(style).expect("the template is well formed");
+                let style = style.with_key("rate", rate);
                 *bar = Some(ProgressBar::new(patches as u64).with_style(style).with_message(label));
             }
             Self::Plain(plain) => {
