@@ -4,16 +4,18 @@
 
 use std::sync::Arc;
 
+use gigasmith_worker::connect::Token;
 use gigasmith_worker::device::DeviceThread;
-use gigasmith_worker::session::{self, SessionError, SessionOptions};
+use gigasmith_worker::lifecycle::Ask;
+use gigasmith_worker::session::{self, Asks, SessionError, SessionOptions};
 use hyper_util::rt::TokioIo;
 use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
-use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::farm::{Farm, service};
+use crate::farm::{Farm, FarmOptions, Lane, LaneOptions, TaskError, service};
 
 /// Bytes in flight between the two ends: several patches.
 const PIPE_BYTES: usize = 4 << 20;
@@ -38,24 +40,36 @@ pub struct EmbeddedFarm {
     farm: Farm,
     worker: JoinHandle<Result<(), EmbeddedError>>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
-    shutdown: CancellationToken,
+    asks: mpsc::UnboundedSender<Ask>,
 }
 
 impl EmbeddedFarm {
     /// Starts a farm whose only worker owns `device`. Must be called within a tokio runtime.
     pub fn start(device: Arc<DeviceThread>, options: SessionOptions) -> Self {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
-        let (farm, shutdown) = (Farm::start(), CancellationToken::new());
+        let farm = Farm::start(FarmOptions { examines: false });
         // One connection, and no second one: the server must not take the end of the list for its own end.
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(near)).chain(tokio_stream::pending());
-        let server = tokio::spawn(service::serve(farm.clone(), incoming, shutdown.clone().cancelled_owned()));
-        let worker = tokio::spawn(run_worker(far, device, options, shutdown.clone()));
-        Self { farm, worker, server, shutdown }
+        let service = service::server(farm.clone());
+        let server = tokio::spawn(
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
+        );
+        let (asks, asked) = mpsc::unbounded_channel();
+        let worker = tokio::spawn(run_worker(far, device, options, asked));
+        Self { farm, worker, server, asks }
     }
 
     /// The farm to render on.
     pub fn farm(&self) -> &Farm {
         &self.farm
+    }
+
+    /// A lane on the embedded worker's model.
+    pub async fn lane(&mut self) -> Result<Arc<Lane>, EmbeddedError> {
+        let farm = self.farm.clone();
+        let open = async { farm.lane(LaneOptions::new(farm.model().await?)).await };
+        let lane: Result<Lane, TaskError> = self.until_worker_ends(open).await?;
+        lane.map(Arc::new).map_err(|_| EmbeddedError::Ended)
     }
 
     /// Runs `work` to its end, or until the worker is gone.
@@ -71,7 +85,9 @@ impl EmbeddedFarm {
 
     /// Ends worker and server, and waits for both.
     pub async fn stop(self) {
-        self.shutdown.cancel();
+        // The first ask drains; the second does not wait. A worker that has ended hears neither.
+        let _ = self.asks.send(Ask::Interrupt);
+        let _ = self.asks.send(Ask::Interrupt);
         // Both were asked to end: how they did is of no interest any more.
         let _ = self.worker.await;
         self.server.abort();
@@ -83,9 +99,9 @@ async fn run_worker(
     pipe: DuplexStream,
     device: Arc<DeviceThread>,
     options: SessionOptions,
-    shutdown: CancellationToken,
+    asks: Asks,
 ) -> Result<(), EmbeddedError> {
-    session::serve(connect(pipe).await?, device, options, shutdown).await?;
+    session::serve(connect(pipe).await?, Token::default(), device, options, asks).await?;
     Ok(())
 }
 

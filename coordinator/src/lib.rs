@@ -9,6 +9,7 @@ pub mod cli;
 #[cfg(feature = "embedded-worker")]
 pub mod embedded;
 pub mod farm;
+pub mod net;
 pub mod output;
 pub mod render;
 pub mod sampler;

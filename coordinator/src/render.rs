@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use gigasmith_proto::domain::{
     Array, Conditioning, ConditioningId, ModelDescription, NoiseTask, PagScale, Task, TaskResult,
+    TextEncoding, WireDtype,
 };
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::farm::{Farm, TaskError, TaskOrder};
+use crate::farm::{Lane, TaskError, TaskOrder};
 use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
 use crate::sampler::philox::Purpose;
@@ -20,7 +22,7 @@ use crate::sampler::schedule::{Schedule, ScheduleError};
 use crate::sampler::stage::{PatchInput, StageObserver, StageRun, Start};
 use crate::sampler::tiles::{Tiling, VaeMode, picture_window, to_picture};
 use crate::sampler::torch_rng;
-use crate::sampler::units::{ImageSize, LatentSize, PatchId, Window};
+use crate::sampler::units::{ImageSize, LatentSize, Window};
 use crate::spec::{Crops, PagSpec, RenderSpec, Rng, UpscaleSpec};
 
 /// Why a render ended without a picture.
@@ -57,15 +59,15 @@ pub trait Progress: Send {
 /// Says nothing.
 impl Progress for () {}
 
-/// The pieces that render, verify and tests share: a farm, its model, the text and the guidance.
+/// The pieces that render, verify and tests share: a lane, its model, the text and the guidance.
 #[derive(Debug, Clone)]
 pub struct Sampling {
     /// Where tasks go.
-    pub farm: Farm,
-    /// What the workers hold.
-    pub model: Arc<ModelDescription>,
-    /// The text conditioning.
-    pub conditioning: ConditioningId,
+    pub lane: Arc<Lane>,
+    /// The text conditioning, by name and, so that workers can fetch it, itself.
+    pub conditioning: (ConditioningId, Arc<Conditioning>),
+    /// How latents and noise predictions travel.
+    pub wire: WireDtype,
     /// Classifier-free guidance scale.
     pub guidance_scale: f32,
     /// Perturbed-attention guidance.
@@ -96,19 +98,18 @@ pub struct Rendered {
 
 /// Renders a picture. `inputs` must fit the spec: a picture exactly when the spec has an image hash.
 pub async fn render(
-    farm: &Farm,
+    lane: Arc<Lane>,
     spec: &RenderSpec,
     inputs: RenderInputs,
     progress: &mut dyn Progress,
 ) -> Result<Rendered, RenderError> {
-    let model = farm.model().await?;
-    let schedule = Schedule::new(&model.schedule, spec.steps)?;
+    let schedule = Schedule::new(&lane.model().schedule, spec.steps)?;
     progress.phase("encoding text");
-    let conditioning = encode_prompts(farm, &model, spec, progress).await?;
+    let conditioning = encode_prompts(&lane, spec, progress).await?;
     let sampling = Sampling {
-        farm: farm.clone(),
-        model,
-        conditioning: farm.add_conditioning(conditioning),
+        conditioning: lane.shelve(conditioning),
+        lane,
+        wire: spec.wire,
         guidance_scale: spec.guidance_scale,
         pag: spec.pag.clone(),
         crops: spec.crops,
@@ -138,15 +139,14 @@ pub async fn render(
 }
 
 async fn encode_prompts(
-    farm: &Farm,
-    model: &ModelDescription,
+    lane: &Lane,
     spec: &RenderSpec,
     progress: &mut dyn Progress,
 ) -> Result<Conditioning, RenderError> {
     let needs_negative = spec.guidance_scale > 1.0;
     let negative = spec.negative_prompt.as_deref().filter(|_| needs_negative);
     let mut encode = async |which: &str, prompt: &str| -> Result<(Array, Array), RenderError> {
-        let text = encode_text(farm, prompt).await?;
+        let text = encode_text(lane, prompt).await?;
         if text.dropped_tokens > 0 {
             let dropped = text.dropped_tokens;
             progress.warn(&format!("the {which} is longer than 77 tokens: its last {dropped} are left out"));
@@ -156,7 +156,7 @@ async fn encode_prompts(
     let (prompt, pooled) = encode("prompt", &spec.prompt).await?;
     let negative = match negative {
         Some(negative) => Some(encode("negative prompt", negative).await?),
-        None if needs_negative && !model.force_zeros_for_empty_prompt => {
+        None if needs_negative && !lane.model().force_zeros_for_empty_prompt => {
             Some(encode("negative prompt", "").await?)
         }
         None => needs_negative.then(|| (Array::zeros(prompt.shape()), Array::zeros(pooled.shape()))),
@@ -165,12 +165,9 @@ async fn encode_prompts(
 }
 
 /// Encodes one prompt with both text encoders.
-pub async fn encode_text(
-    farm: &Farm,
-    prompt: &str,
-) -> Result<gigasmith_proto::domain::TextEncoding, TaskError> {
+pub async fn encode_text(lane: &Lane, prompt: &str) -> Result<TextEncoding, TaskError> {
     let order = TaskOrder { stage: 0, position: 0 };
-    match farm.run(order, Task::EncodeText { prompt: prompt.to_owned() }).await? {
+    match lane.run(order, Task::EncodeText { prompt: prompt.to_owned() }).await? {
         TaskResult::Text(text) => Ok(text),
         other => unreachable!("the farm checks the kind of an answer: {other:?}"),
     }
@@ -191,7 +188,7 @@ impl Render<'_> {
     ) -> Result<(Picture, Option<Array>), RenderError> {
         let Self { sampling, spec, schedule } = self;
         let size = sampling.latent_size(spec.base);
-        let channels = sampling.model.latent_channels as usize;
+        let channels = sampling.model().latent_channels as usize;
         let noise = match spec.rng {
             Rng::Philox => NoiseField::from_seed(spec.seed, 0, Purpose::Noise, channels),
             Rng::Torch => {
@@ -208,7 +205,7 @@ impl Render<'_> {
 
     fn draw_plan(&self, stage: u32, upscale: &UpscaleSpec) -> Plan {
         let canvas = self.sampling.latent_size(upscale.size);
-        let geometry = Geometry::new(canvas, self.sampling.model.patch_side as usize);
+        let geometry = Geometry::new(canvas, self.sampling.model().patch_side as usize);
         Plan::draw(self.spec.plan, geometry, self.schedule.len(), self.spec.seed, stage)
     }
 
@@ -220,7 +217,7 @@ impl Render<'_> {
         picture: &Picture,
     ) -> Result<Start, RenderError> {
         let Self { sampling, spec, .. } = self;
-        let channels = sampling.model.latent_channels as usize;
+        let channels = sampling.model().latent_channels as usize;
         let field = |purpose| NoiseField::from_seed(spec.seed, stage, purpose, channels);
         if upscale.slider == 0 {
             return Ok(Start::Noise(field(Purpose::Noise)));
@@ -228,7 +225,7 @@ impl Render<'_> {
         let moments = sampling.encode(stage, spec.vae, &picture.resized(upscale.size)).await?;
         let (mean, std) = mean_and_std(&moments);
         let noise = field(Purpose::Encode).whole(sampling.latent_size(upscale.size));
-        let latent = sampled_latent(&mean, &std, &noise, sampling.model.scaling_factor);
+        let latent = sampled_latent(&mean, &std, &noise, sampling.model().scaling_factor);
         let guide = Guide::new(latent, field(Purpose::Noise));
         Ok(Start::Guided { guide, slider: upscale.slider as usize })
     }
@@ -253,12 +250,18 @@ pub fn sampled_latent(mean: &Array, std: &Array, noise: &Array, scaling_factor: 
 }
 
 impl Sampling {
-    /// The latent that stands for a picture of this size.
-    pub fn latent_size(&self, size: ImageSize) -> LatentSize {
-        size.latent(self.model.latent_factor)
+    /// What the workers hold.
+    pub fn model(&self) -> &ModelDescription {
+        self.lane.model()
     }
 
-    /// Runs a stage to its end and returns its latent.
+    /// The latent that stands for a picture of this size.
+    pub fn latent_size(&self, size: ImageSize) -> LatentSize {
+        size.latent(self.model().latent_factor)
+    }
+
+    /// Runs a stage to its end and returns its latent. Everything but reading and writing the canvas is
+    /// done beside this loop, on all cores.
     pub async fn run_stage(
         &self,
         stage: u32,
@@ -267,42 +270,43 @@ impl Sampling {
         observer: &mut (dyn StageObserver + Send),
         progress: &mut dyn Progress,
     ) -> Result<Array, RenderError> {
-        let mut flight = Flight::new(&self.farm, stage);
+        let mut flight = Flight::new(&self.lane);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = Arc::new(Semaphore::new(cores));
         while !run.is_done() {
             while flight.has_room() {
-                let Some(input) = run.next_patch() else { break };
-                flight.send(input.id.0, Task::PredictNoise(self.noise_task(size, input)));
+                let Some(start) = run.next_patch() else { break };
+                let (sampling, rules, cores) = (self.clone(), run.rules().clone(), cores.clone());
+                flight.send(async move {
+                    let by_rules = rules.clone();
+                    let input = on_a_core(&cores, move || by_rules.input(start)).await;
+                    let prediction = sampling.predict(stage, size, &input).await?;
+                    Ok(on_a_core(&cores, move || rules.outcome(input, prediction)).await)
+                });
             }
-            let answer = flight.next().await?.expect("an unfinished stage has a patch that can start");
-            match answer {
-                (id, TaskResult::Noise(noise)) => run.complete(PatchId(id), noise, observer),
-                (_, other) => unreachable!("the farm checks the kind of an answer: {other:?}"),
-            }
+            let outcome = flight.next().await?.expect("an unfinished stage has a patch that can start");
+            run.complete(outcome, observer);
             progress.patches(run.progress().0);
         }
         Ok(run.into_latent())
     }
 
     /// Predicts the guided noise of one patch.
-    pub async fn predict(
-        &self,
-        stage: u32,
-        size: ImageSize,
-        input: PatchInput,
-    ) -> Result<Array, RenderError> {
+    pub async fn predict(&self, stage: u32, size: ImageSize, input: &PatchInput) -> Result<Array, TaskError> {
         let order = TaskOrder { stage, position: input.id.0 };
-        match self.farm.run(order, Task::PredictNoise(self.noise_task(size, input))).await? {
+        match self.lane.run(order, Task::PredictNoise(self.noise_task(size, input))).await? {
             TaskResult::Noise(noise) => Ok(noise),
             other => unreachable!("the farm checks the kind of an answer: {other:?}"),
         }
     }
 
-    fn noise_task(&self, size: ImageSize, input: PatchInput) -> NoiseTask {
+    fn noise_task(&self, size: ImageSize, input: &PatchInput) -> NoiseTask {
         NoiseTask {
             time_ids: self.time_ids(size, input.window),
-            latent: input.latent,
+            latent: input.latent.clone(),
+            wire: self.wire,
             timestep: input.timestep.0,
-            conditioning: self.conditioning,
+            conditioning: self.conditioning.0,
             guidance_scale: self.guidance_scale,
             pag: self.pag.as_ref().map(|p| PagScale { scale: p.scale, blocks: p.blocks.clone() }),
         }
@@ -310,7 +314,7 @@ impl Sampling {
 
     /// `(H, W, top, left, H, W)` of a window, in image pixels.
     pub fn time_ids(&self, size: ImageSize, window: Window) -> [f32; 6] {
-        let pixels = |latent: usize| latent as f32 * self.model.latent_factor as f32;
+        let pixels = |latent: usize| latent as f32 * self.model().latent_factor as f32;
         let (height, width) = (size.height as f32, size.width as f32);
         let left = pixels(window.left);
         let top = match self.crops {
@@ -324,7 +328,7 @@ impl Sampling {
     pub async fn encode(&self, stage: u32, mode: VaeMode, picture: &Picture) -> Result<Array, RenderError> {
         let size = picture.size();
         let input = LatentSize { height: size.height as usize, width: size.width as usize };
-        let (tile, factor) = (self.model.vae_tile as usize, self.model.latent_factor as usize);
+        let (tile, factor) = (self.model().vae_tile as usize, self.model().latent_factor as usize);
         let tiling = match mode.is_tiled(size) {
             true => Tiling::published(input, tile, tile / factor),
             false => Tiling::whole(input),
@@ -336,7 +340,7 @@ impl Sampling {
     /// Decodes a latent: (3, height, width), nominally in [-1, 1].
     pub async fn decode(&self, stage: u32, mode: VaeMode, latent: &Array) -> Result<Array, RenderError> {
         let (_, height, width) = latent.chw().expect("a latent has three axes");
-        let (tile, factor) = (self.model.vae_tile as usize, self.model.latent_factor as usize);
+        let (tile, factor) = (self.model().vae_tile as usize, self.model().latent_factor as usize);
         let size = ImageSize { width: (width * factor) as u32, height: (height * factor) as u32 };
         let tiling = match mode.is_tiled(size) {
             true => Tiling::published(LatentSize { height, width }, tile / factor, tile),
@@ -344,7 +348,7 @@ impl Sampling {
         };
         let task = |window| {
             let mut latent = crate::sampler::noise::crop(latent, window);
-            latent.data_mut().iter_mut().for_each(|v| *v /= self.model.scaling_factor);
+            latent.data_mut().iter_mut().for_each(|v| *v /= self.model().scaling_factor);
             Task::DecodeTile { latent: Arc::new(latent) }
         };
         Ok(tiling.join(self.run_tiles(stage, tiling.windows().into_iter().map(task)).await?))
@@ -357,13 +361,17 @@ impl Sampling {
         tasks: impl Iterator<Item = Task>,
     ) -> Result<Vec<Array>, RenderError> {
         let mut tasks = (0..).zip(tasks);
-        let mut flight = Flight::new(&self.farm, stage);
+        let mut flight = Flight::new(&self.lane);
         let mut results: Vec<Option<Array>> = Vec::new();
         loop {
             while flight.has_room() {
                 let Some((position, task)) = tasks.next() else { break };
                 results.push(None);
-                flight.send(position, task);
+                let lane = self.lane.clone();
+                flight.send(async move {
+                    let order = TaskOrder { stage, position };
+                    Ok((position, lane.run(order, task).await?))
+                });
             }
             match flight.next().await? {
                 None => break,
@@ -377,33 +385,42 @@ impl Sampling {
     }
 }
 
-/// Tasks of one stage under way on the farm.
-struct Flight<'a> {
-    farm: &'a Farm,
-    stage: u32,
-    tasks: JoinSet<(u32, Result<TaskResult, TaskError>)>,
+/// Runs arithmetic on a thread for it, no more at a time than there are cores.
+async fn on_a_core<T: Send + 'static>(cores: &Semaphore, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let _core = cores.acquire().await.expect("the semaphore is never closed");
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
-impl<'a> Flight<'a> {
-    fn new(farm: &'a Farm, stage: u32) -> Self {
-        Self { farm, stage, tasks: JoinSet::new() }
+/// Tasks under way on the farm, with what is done before and after.
+struct Flight<'a, T> {
+    lane: &'a Lane,
+    tasks: JoinSet<Result<T, TaskError>>,
+}
+
+impl<'a, T: Send + 'static> Flight<'a, T> {
+    fn new(lane: &'a Lane) -> Self {
+        Self { lane, tasks: JoinSet::new() }
     }
 
     /// Whether another task is worth preparing: enough for every worker to find its next ones waiting,
     /// and no more, because a prepared task takes memory.
     fn has_room(&self) -> bool {
-        self.tasks.len() < 2 * self.farm.roster().slots.max(1)
+        self.tasks.len() < 2 * self.lane.slots().max(1)
     }
 
-    fn send(&mut self, position: u32, task: Task) {
-        let (farm, order) = (self.farm.clone(), TaskOrder { stage: self.stage, position });
-        self.tasks.spawn(async move { (position, farm.run(order, task).await) });
+    fn send(&mut self, task: impl Future<Output = Result<T, TaskError>> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// The next result in the order they come in; `None` when nothing is under way.
-    async fn next(&mut self) -> Result<Option<(u32, TaskResult)>, TaskError> {
-        let Some(answer) = self.tasks.join_next().await else { return Ok(None) };
-        let (position, result) = answer.expect("the task only waits");
-        Ok(Some((position, result?)))
+    async fn next(&mut self) -> Result<Option<T>, TaskError> {
+        match self.tasks.join_next().await {
+            None => Ok(None),
+            Some(Ok(done)) => done.map(Some),
+            Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! worker is part of it.
 
 use gigasmith_proto::MAX_MESSAGE_BYTES;
-use gigasmith_proto::domain::{Component, ModelDescription, NumericClass};
+use gigasmith_proto::domain::{Component, ModelDescription, NumericClass, WireDtype};
 use serde::{Deserialize, Serialize};
 
 use crate::sampler::cascade::{Cascade, CascadeError};
@@ -52,6 +52,17 @@ pub struct RenderSpec {
     /// The picture that takes the place of the base stage, by the BLAKE3 hash of its pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_hash: Option<String>,
+    /// How latents and noise predictions travel between coordinator and workers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub wire: WireDtype,
+    /// Workers of any numeric class may take part whose results lie close. The bytes then depend on who
+    /// computed what.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mix: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A model, by name and content.

@@ -8,11 +8,20 @@
 pub mod convert;
 pub mod domain;
 
-/// Messages and service of the package `gigasmith.v1`, generated from `gigasmith/v1/farm.proto`.
+/// Messages and services of the package `gigasmith.v1`, generated from `gigasmith/v1/*.proto`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, clippy::nursery)]
 pub mod v1 {
     tonic::include_proto!("gigasmith.v1");
 }
+
+/// KEDA's external scaler protocol, generated from `keda/externalscaler.proto`.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, clippy::nursery)]
+pub mod keda {
+    tonic::include_proto!("externalscaler");
+}
+
+/// The descriptors of `gigasmith.v1`, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gigasmith.bin"));
 
 /// Largest message either side accepts, in bytes: a decoded 2048 x 2048 tile in f32 with room to spare.
 pub const MAX_MESSAGE_BYTES: usize = 128 << 20;

@@ -20,7 +20,6 @@ use gigasmith_coordinator::spec::{
     Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec, resolve_sliders,
 };
 use gigasmith_proto::domain::ModelDescription;
-use gigasmith_worker::backend::Backend;
 use gigasmith_worker::device::DeviceThread;
 use gigasmith_worker::model::{self, DeviceChoice, HubOptions, LoadOptions, ModelSource};
 use gigasmith_worker::session::SessionOptions;
@@ -31,12 +30,11 @@ async fn main() -> anyhow::Result<()> {
     let seeds: u64 = args.next().map_or(Ok(8), |s| s.parse())?;
     let prompt = args.next().unwrap_or("mountains with a lake at sunset, a sun".into());
     let options = LoadOptions { device: DeviceChoice::Auto, dtype: None, hub: HubOptions::from_env() };
-    let device = DeviceThread::start(move || {
-        model::load(&ModelSource::Pocket, &options).map(|m| Box::new(m) as Box<dyn Backend>)
-    })?;
-    let session = SessionOptions { name: "bench".into(), device: "auto".into(), slots: 2 };
-    let farm = EmbeddedFarm::start(Arc::new(device), session);
-    let model = farm.farm().model().await?;
+    let device = DeviceThread::start(move || model::open(&ModelSource::Pocket, &options))?;
+    let session = SessionOptions { name: "bench".into(), device: "auto".into(), slots: 2, reconnects: false };
+    let mut farm = EmbeddedFarm::start(Arc::new(device), session);
+    let lane = farm.lane().await?;
+    let model = lane.model().clone();
     println!(
         "{:<10} {:>5} {:>12} {:>12} {:>12} {:>12}",
         "plan", "seed", "border last", "border 5", "zone last", "zone 5"
@@ -46,7 +44,7 @@ async fn main() -> anyhow::Result<()> {
         for seed in 1..=seeds {
             let spec = spec(&model, &prompt, kind, seed)?;
             let Rendered { picture, plans, .. } =
-                render(farm.farm(), &spec, RenderInputs::default(), &mut ()).await?;
+                render(lane.clone(), &spec, RenderInputs::default(), &mut ()).await?;
             let plan = plans.last().expect("there are upscale stages");
             let luminance: Vec<f64> = picture
                 .rgb()

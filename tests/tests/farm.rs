@@ -38,6 +38,8 @@ fn spec() -> RenderSpec {
         crops: Crops::True,
         vae: VaeMode::Tiled,
         image_hash: None,
+        wire: Default::default(),
+        mix: false,
     }
 }
 
@@ -46,9 +48,8 @@ async fn run_on(
     spec: &RenderSpec,
     inputs: RenderInputs,
 ) -> Result<Rendered, RenderError> {
-    let handle = farm.farm().clone();
-    let done =
-        farm.until_worker_ends(render(&handle, spec, inputs, &mut ())).await.expect("the worker stays");
+    let lane = farm.lane().await.expect("the worker stays");
+    let done = farm.until_worker_ends(render(lane, spec, inputs, &mut ())).await.expect("the worker stays");
     farm.stop().await;
     done
 }

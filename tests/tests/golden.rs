@@ -10,9 +10,9 @@ use safetensors::SafeTensors;
 async fn replay(case: &str, left_out: &[&str]) -> Report {
     let trace = Trace::read(&common::golden(case)).expect("the trace is whole");
     let mut farm = common::farm_of(common::golden("tiny-sdxl").to_str().expect("a plain path"));
-    let handle = farm.farm().clone();
+    let lane = farm.lane().await.expect("the worker stays");
     let report = farm
-        .until_worker_ends(verify(&handle, &trace, &mut ()))
+        .until_worker_ends(verify(lane, &trace, &mut ()))
         .await
         .expect("the worker stays")
         .expect("it runs");

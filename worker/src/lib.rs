@@ -2,11 +2,18 @@
 //!
 //! [`model`] holds the networks and is the only place with tensor types; [`backend`] is the plain
 //! interface in front of it; [`device`] is the thread that owns it; [`session`] carries questions and
-//! answers between that thread and a coordinator; [`synthetic`] stands in for a model in tests and
+//! answers between that thread and a coordinator, which [`connect`] reaches; [`lifecycle`] says how it
+//! ends; [`cli`] and [`settings`] are what a user types; [`synthetic`] stands in for a model in tests and
 //! benchmarks.
 
 pub mod backend;
+pub mod cli;
+pub mod connect;
+mod desk;
 pub mod device;
+mod library;
+pub mod lifecycle;
 pub mod model;
 pub mod session;
+pub mod settings;
 pub mod synthetic;

@@ -1,35 +1,47 @@
-//! One connection to a coordinator: say who we are, take tasks, report results.
+//! A worker's life: connect, say who we are, take tasks, report results, and reconnect.
 //!
 //! The worker opens the stream and keeps several tasks in flight, so that the device finds the next
 //! one waiting when it ends a task. A heartbeat goes out every few seconds, however long a task takes,
-//! so that its leases stand on. Text conditioning is fetched once and kept while it is in use. The
-//! session ends when the coordinator closes the stream, or when `shutdown` is cancelled.
+//! so that its leases stand on. When the connection breaks, tasks go on, and their results are handed in
+//! after the reconnection (see `desk.rs`). Asked to end, the worker drains (see `lifecycle.rs`).
+//!
+//! Nothing is ever lost by ending at any point: the coordinator gives the tasks to another worker.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gigasmith_proto::MAX_MESSAGE_BYTES;
 use gigasmith_proto::convert::{
-    Outcome, TaskFailure, WireError, assignment_from_wire, conditioning_from_wire, model_to_wire,
-    report_to_wire,
+    Outcome, TaskFailure, WireError, assignment_from_wire, hello_to_wire, report_to_wire, welcome_from_wire,
 };
-use gigasmith_proto::domain::{Conditioning, ConditioningId, Task};
+use gigasmith_proto::domain::{Hello, Identifier, Task, WireDtype};
 use gigasmith_proto::v1;
+use gigasmith_proto::v1::coordinator_message::Message;
 use gigasmith_proto::v1::farm_client::FarmClient;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
+use crate::connect::Token;
+use crate::desk::Desk;
 use crate::device::DeviceThread;
-
-/// Conditionings kept: more than the renders a worker meets at a time.
-const KEPT_CONDITIONINGS: usize = 8;
+use crate::library::Library;
+use crate::lifecycle::{Ask, Lifecycle};
 
 /// Between two heartbeats: a third of what a coordinator waits for.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long the coordinator may take to say Welcome.
+const WELCOME: Duration = Duration::from_secs(30);
+/// How long the end of a drained worker waits for the coordinator to notice.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Between attempts to reconnect, at first and at last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+pub(crate) type Client = FarmClient<InterceptedService<Channel, Token>>;
 
 /// How a worker presents itself.
 #[derive(Debug, Clone)]
@@ -40,64 +52,258 @@ pub struct SessionOptions {
     pub device: String,
     /// Tasks in flight, at least 1.
     pub slots: u32,
+    /// Whether to connect again when a connection breaks.
+    pub reconnects: bool,
 }
 
 /// Why a session ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The coordinator refused or broke off.
-    #[error("the coordinator ended the session: {0}")]
-    Refused(#[from] tonic::Status),
+    #[error("the coordinator ended the session: {}", .0.message())]
+    Refused(tonic::Status),
     /// The coordinator sent something without meaning.
     #[error("the coordinator sent a malformed message: {0}")]
     Malformed(#[from] WireError),
+    /// The coordinator did not answer.
+    #[error("the coordinator did not answer within {} s", WELCOME.as_secs())]
+    Silent,
 }
 
-/// Works for a coordinator until it closes the stream or `shutdown` is cancelled.
+impl From<tonic::Status> for SessionError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(status)
+    }
+}
+
+impl SessionError {
+    /// Whether another attempt could not go better: a wrong token, another version.
+    pub fn is_final(&self) -> bool {
+        use tonic::Code;
+        matches!(self, Self::Refused(status) if matches!(
+            status.code(),
+            Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument
+                | Code::Unimplemented
+        ))
+    }
+}
+
+/// Where asks to end come from. The session ends when it is drained.
+pub type Asks = mpsc::UnboundedReceiver<Ask>;
+
+/// Works for a coordinator until it is drained, or until the connection is of no more use. `asks` must
+/// stay open.
 pub async fn serve(
     channel: Channel,
+    token: Token,
     device: Arc<DeviceThread>,
     options: SessionOptions,
-    shutdown: CancellationToken,
+    asks: Asks,
 ) -> Result<(), SessionError> {
-    let client = FarmClient::new(channel)
+    let client = FarmClient::with_interceptor(channel, token)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let slots = options.slots.max(1);
-    let (outbound, messages) = mpsc::channel(slots as usize + 1);
-    let hello = v1::Hello {
-        name: options.name,
-        device: options.device,
-        slots,
-        model: Some(model_to_wire(device.description())),
+    let mut worker = Worker {
+        client,
+        device,
+        slots: options.slots.max(1),
+        options,
+        instance: instance(),
+        desk: Desk::default(),
+        library: Arc::default(),
+        work: JoinSet::new(),
+        lifecycle: Lifecycle::Ready,
+        asks,
     };
-    // The channel is new and empty: the send cannot fail or wait.
-    let _ = outbound.send(message(v1::worker_message::Message::Hello(hello))).await;
-    let mut inbound = client.clone().work(ReceiverStream::new(messages)).await?.into_inner();
-    let library = Arc::new(Library { client, kept: Mutex::default() });
-    let mut tasks = JoinSet::new();
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let mut pause = RETRY.0;
     loop {
-        let next = tokio::select! {
-            next = inbound.message() => next?,
-            Some(_) = tasks.join_next() => continue,
-            _ = heartbeat.tick() => {
-                // A full queue holds reports, which say the same.
-                let _ = outbound.try_send(message(v1::worker_message::Message::Heartbeat(v1::Heartbeat {})));
-                continue;
+        let started = Instant::now();
+        let ended = worker.connection().await;
+        if worker.lifecycle == Lifecycle::Drained {
+            return Ok(());
+        }
+        match ended {
+            Err(error) if error.is_final() || !worker.options.reconnects => return Err(error),
+            Ok(()) if !worker.options.reconnects => return Ok(()),
+            ended => {
+                // A connection that held for a while was a good one: begin again with short pauses.
+                pause = if started.elapsed() > RETRY.1 { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+                let reason = ended.err().map_or("it closed the stream".to_owned(), |e| e.to_string());
+                tracing::warn!(reason, retry_in = ?pause, "the coordinator is away");
             }
-            () = shutdown.cancelled() => return Ok(()),
+        }
+        if worker.away(pause).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Which process this is.
+fn instance() -> Identifier {
+    use std::hash::{BuildHasher, RandomState};
+    let half = || RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()));
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&half().to_le_bytes());
+    bytes[8..].copy_from_slice(&half().to_le_bytes());
+    Identifier(bytes)
+}
+
+type Outbound = mpsc::Sender<v1::WorkerMessage>;
+
+struct Worker {
+    client: Client,
+    device: Arc<DeviceThread>,
+    options: SessionOptions,
+    slots: u32,
+    instance: Identifier,
+    desk: Desk,
+    library: Arc<Library>,
+    work: JoinSet<v1::Report>,
+    lifecycle: Lifecycle,
+    asks: Asks,
+}
+
+impl Worker {
+    /// One connection, from Hello until it breaks, or the worker is drained.
+    async fn connection(&mut self) -> Result<(), SessionError> {
+        let (outbound, messages) = mpsc::channel(2 * self.slots as usize + 4);
+        let hello = Hello {
+            name: self.options.name.clone(),
+            device: self.options.device.clone(),
+            slots: self.slots,
+            model: self.device.description().clone(),
+            instance: self.instance,
+            incarnation: self.desk.incarnation(),
+            leases: self.desk.leases(),
         };
-        let Some(next) = next else { return Ok(()) };
-        let Some(v1::coordinator_message::Message::Assignment(assignment)) = next.message else { continue };
-        let (lease, task) = assignment_from_wire(assignment)?;
-        let (device, library, outbound) = (device.clone(), library.clone(), outbound.clone());
-        tasks.spawn(async move {
-            let outcome = work(&device, &library, task).await;
-            let report = v1::worker_message::Message::Report(report_to_wire(lease, outcome));
-            // A closed stream ends the session in the loop above.
-            let _ = outbound.send(message(report)).await;
-        });
+        // The channel is new and empty: the send cannot fail or wait.
+        let _ = outbound.send(message(v1::worker_message::Message::Hello(hello_to_wire(&hello)))).await;
+        let mut client = self.client.clone();
+        let greeting = async {
+            let mut inbound = client.work(ReceiverStream::new(messages)).await?.into_inner();
+            let first = inbound.message().await?;
+            Ok::<_, SessionError>((inbound, first))
+        };
+        let (inbound, first) = tokio::select! {
+            greeted = timeout(WELCOME, greeting) => greeted.map_err(|_| SessionError::Silent)??,
+            // While nobody has answered there is nothing to hand in to.
+            Some(ask) = self.asks.recv() => {
+                self.lifecycle = self.lifecycle.asked(ask, self.desk.len());
+                return Ok(());
+            }
+        };
+        let Some(v1::CoordinatorMessage { message: Some(Message::Welcome(welcome)) }) = first else {
+            return Err(SessionError::Refused(tonic::Status::aborted("it did not say Welcome")));
+        };
+        let welcome = welcome_from_wire(welcome)?;
+        tracing::info!(name = welcome.name, "joined the farm");
+        for report in self.desk.welcome(&welcome) {
+            let _ = outbound.try_send(message(v1::worker_message::Message::Report(report)));
+        }
+        if self.lifecycle == Lifecycle::Draining {
+            self.say_draining(&outbound);
+        }
+        self.settle();
+        self.converse(inbound, outbound).await
+    }
+
+    async fn converse(
+        &mut self,
+        mut inbound: Streaming<v1::CoordinatorMessage>,
+        outbound: Outbound,
+    ) -> Result<(), SessionError> {
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.lifecycle != Lifecycle::Drained {
+            tokio::select! {
+                next = inbound.message() => match next? {
+                    Some(v1::CoordinatorMessage { message: Some(content) }) => self.hear(content, &outbound)?,
+                    Some(v1::CoordinatorMessage { message: None }) => {}
+                    None => return Ok(()),
+                },
+                Some(done) = self.work.join_next() => {
+                    if let Some(report) = done.ok().and_then(|report| self.desk.finish(report)) {
+                        // The queue has room for every slot; what is not sent is sent after a reconnection.
+                        let _ = outbound.try_send(message(v1::worker_message::Message::Report(report)));
+                    }
+                }
+                _ = heartbeat.tick() => {
+                    // A full queue holds reports, which say the same.
+                    let heartbeat = v1::worker_message::Message::Heartbeat(v1::Heartbeat {});
+                    let _ = outbound.try_send(message(heartbeat));
+                }
+                Some(ask) = self.asks.recv() => self.asked(ask, &outbound),
+            }
+            self.settle();
+        }
+        // The other side closes its end once it has read everything: then it knows that we drained.
+        drop(outbound);
+        let _ = timeout(GOODBYE, async { while let Ok(Some(_)) = inbound.message().await {} }).await;
+        Ok(())
+    }
+
+    fn hear(&mut self, content: Message, outbound: &Outbound) -> Result<(), SessionError> {
+        match content {
+            Message::Assignment(assignment) => {
+                let lease = assignment.lease;
+                let work = self.work.spawn(work(
+                    self.client.clone(),
+                    self.device.clone(),
+                    self.library.clone(),
+                    assignment,
+                ));
+                self.desk.begin(lease, work);
+            }
+            Message::Acknowledge(v1::Acknowledge { lease }) => self.desk.acknowledge(lease),
+            Message::Withdraw(v1::Withdraw { lease }) => self.desk.withdraw(lease),
+            Message::Drain(_) => {
+                tracing::info!("the coordinator asks to drain");
+                self.asked(Ask::Drain, outbound);
+            }
+            Message::Notice(v1::Notice { text }) => tracing::warn!("the coordinator says: {text}"),
+            Message::Welcome(_) => {
+                return Err(SessionError::Refused(tonic::Status::aborted("it said Welcome twice")));
+            }
+        }
+        Ok(())
+    }
+
+    fn asked(&mut self, ask: Ask, outbound: &Outbound) {
+        if self.lifecycle == Lifecycle::Ready {
+            self.say_draining(outbound);
+            let tasks = self.desk.len();
+            tracing::info!(tasks, "draining: no new tasks are taken; Ctrl-C ends at once");
+        }
+        self.lifecycle = self.lifecycle.asked(ask, self.desk.len());
+    }
+
+    fn say_draining(&self, outbound: &Outbound) {
+        let draining = v1::worker_message::Message::Draining(v1::Draining {});
+        let _ = outbound.try_send(message(draining));
+    }
+
+    fn settle(&mut self) {
+        self.lifecycle = self.lifecycle.settled(self.desk.len());
+    }
+
+    /// Waits out a pause between two connections while tasks go on. True when the worker should end.
+    async fn away(&mut self, pause: Duration) -> bool {
+        let pause = sleep(pause);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => return false,
+                Some(done) = self.work.join_next() => {
+                    let _ = done.ok().and_then(|report| self.desk.finish(report));
+                }
+                Some(ask) = self.asks.recv() => {
+                    self.lifecycle = self.lifecycle.asked(ask, self.desk.len());
+                    if self.lifecycle == Lifecycle::Drained {
+                        return true;
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -105,43 +311,31 @@ fn message(message: v1::worker_message::Message) -> v1::WorkerMessage {
     v1::WorkerMessage { message: Some(message) }
 }
 
-async fn work(device: &DeviceThread, library: &Library, task: Task) -> Outcome {
-    let conditioning = match &task {
-        Task::PredictNoise(task) => Some(library.get(task.conditioning).await?),
-        _ => None,
+/// Does one task. What is malformed or damaged is reported as a failure: the worker goes on.
+async fn work(
+    client: Client,
+    device: Arc<DeviceThread>,
+    library: Arc<Library>,
+    assignment: v1::Assignment,
+) -> v1::Report {
+    let lease = assignment.lease;
+    let compute = async || -> (WireDtype, Outcome) {
+        let task = match assignment_from_wire(assignment) {
+            Ok((_, task)) => task,
+            Err(error) => {
+                let message = format!("the task cannot be read: {error}");
+                return (WireDtype::F32, Err(TaskFailure { message, permanent: false }));
+            }
+        };
+        let (wire, conditioning) = match &task {
+            Task::PredictNoise(task) => match library.get(&client, task.conditioning).await {
+                Ok(conditioning) => (task.wire, Some(conditioning)),
+                Err(failure) => return (task.wire, Err(failure)),
+            },
+            _ => (WireDtype::F32, None),
+        };
+        (wire, device.run(task, conditioning).await)
     };
-    device.run(task, conditioning).await
-}
-
-/// The conditionings in use, newest last.
-struct Library {
-    client: FarmClient<Channel>,
-    kept: Mutex<VecDeque<(ConditioningId, Arc<Conditioning>)>>,
-}
-
-impl Library {
-    /// A conditioning, fetched at its first use: tasks that need the same one wait for that fetch.
-    async fn get(&self, id: ConditioningId) -> Result<Arc<Conditioning>, TaskFailure> {
-        let mut kept = self.kept.lock().await;
-        if let Some(at) = kept.iter().position(|(k, _)| *k == id) {
-            let entry = kept.remove(at).expect("found above");
-            let conditioning = entry.1.clone();
-            kept.push_back(entry);
-            return Ok(conditioning);
-        }
-        let failure = |message: String| TaskFailure { message, permanent: false };
-        let request = v1::GetConditioningRequest { id: id.0.to_vec().into() };
-        let answer = self.client.clone().get_conditioning(request).await;
-        let answer = answer.map_err(|e| failure(format!("fetching conditioning {id:?}: {}", e.message())))?;
-        let conditioning = conditioning_from_wire(answer.into_inner()).map_err(|e| failure(e.to_string()))?;
-        if conditioning.id() != id {
-            return Err(failure(format!("conditioning {id:?} arrived damaged")));
-        }
-        let conditioning = Arc::new(conditioning);
-        if kept.len() == KEPT_CONDITIONINGS {
-            kept.pop_front();
-        }
-        kept.push_back((id, conditioning.clone()));
-        Ok(conditioning)
-    }
+    let (wire, outcome) = compute().await;
+    report_to_wire(lease, outcome, wire)
 }

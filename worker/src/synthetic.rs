@@ -4,6 +4,7 @@
 //! that a wrong input shows, but they mean nothing: pictures come out as coloured noise. It is shaped
 //! like SDXL: windows of 128 latent pixels, eight image pixels each.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use gigasmith_proto::domain::{
@@ -19,6 +20,40 @@ const SIDE: u32 = 128;
 const FACTOR: usize = 8;
 const CHANNELS: usize = 4;
 
+/// How a synthetic model behaves: `latency=MILLISECONDS,side=LATENT_PIXELS`, in any order, both optional.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyntheticOptions {
+    /// How long a patch takes; other tasks take no time.
+    pub latency: Duration,
+    /// Side of a window in latent pixels.
+    pub side: u32,
+}
+
+impl Default for SyntheticOptions {
+    fn default() -> Self {
+        Self { latency: Duration::ZERO, side: SIDE }
+    }
+}
+
+impl FromStr for SyntheticOptions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut options = Self::default();
+        for part in text.split(',').filter(|p| !p.is_empty()) {
+            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` has no value"))?;
+            let number: u32 = value.parse().map_err(|_| format!("`{part}` is no number"))?;
+            match key {
+                "latency" => options.latency = Duration::from_millis(number.into()),
+                "side" if (8..=1024).contains(&number) => options.side = number,
+                "side" => return Err(format!("side {number} is not within 8 and 1024")),
+                _ => return Err(format!("`{key}` is unknown")),
+            }
+        }
+        Ok(options)
+    }
+}
+
 /// The model `synthetic`.
 #[derive(Debug, Clone)]
 pub struct Synthetic {
@@ -27,14 +62,12 @@ pub struct Synthetic {
 }
 
 impl Synthetic {
-    /// A model whose every patch takes `latency`; other tasks take no time.
-    pub fn new(latency: Duration) -> Self {
-        Self { description: description(SIDE), latency }
-    }
+    /// What it is called.
+    pub const NAME: &str = "synthetic";
 
-    /// The same with windows of another side, in latent pixels.
-    pub fn with_side(latency: Duration, side: u32) -> Self {
-        Self { description: description(side), latency }
+    /// A model with these options.
+    pub fn new(options: SyntheticOptions) -> Self {
+        Self { description: description(options.side), latency: options.latency }
     }
 }
 
@@ -45,7 +78,7 @@ fn description(side: u32) -> ModelDescription {
     let fingerprint =
         |c: Component| (c, Fingerprint(*blake3::hash(format!("{content} {c:?}").as_bytes()).as_bytes()));
     ModelDescription {
-        name: "synthetic".into(),
+        name: Synthetic::NAME.into(),
         fingerprints: [Component::Text, Component::Unet, Component::Vae].map(fingerprint).to_vec(),
         numeric_class: NumericClass {
             backend: "synthetic".into(),
@@ -105,7 +138,7 @@ impl Backend for Synthetic {
         let place = mood(task.time_ids.into_iter().chain(settings).chain(text));
         // The mean ties every output to every input of the window.
         let mean = task.latent.data().iter().sum::<f32>() / task.latent.data().len() as f32;
-        let mut noise = task.latent.clone();
+        let mut noise = Array::clone(&task.latent);
         noise.data_mut().iter_mut().for_each(|v| *v = *v * 0.9 + 0.05 * (place + mean));
         Ok(noise)
     }
@@ -149,20 +182,21 @@ fn sides(array: &Array, what: &'static str, channels: usize) -> Result<(usize, u
 
 #[cfg(test)]
 mod tests {
-    use gigasmith_proto::domain::ConditioningId;
+    use gigasmith_proto::domain::{ConditioningId, WireDtype};
 
     use super::*;
 
     #[test]
     fn every_input_counts() {
-        let mut model = Synthetic::new(Duration::ZERO);
+        let mut model = Synthetic::new(SyntheticOptions::default());
         let conditioning = |text: f32| Conditioning {
             prompt: Array::zeros([77, 2]),
             pooled: Array::new([1], vec![text]).unwrap(),
             negative: None,
         };
         let task = NoiseTask {
-            latent: Array::zeros([4, 8, 8]),
+            latent: Array::zeros([4, 8, 8]).into(),
+            wire: WireDtype::F32,
             timestep: 1,
             time_ids: [64.0; 6],
             conditioning: ConditioningId([0; 32]),
@@ -176,7 +210,7 @@ mod tests {
             |t| t.timestep = 21,
             |t| t.time_ids[3] = 8.0,
             |t| t.guidance_scale = 6.0,
-            |t| t.latent.data_mut()[200] = 1.0,
+            |t| std::sync::Arc::make_mut(&mut t.latent).data_mut()[200] = 1.0,
         ];
         for change in changes {
             let mut other = task.clone();
@@ -188,7 +222,7 @@ mod tests {
 
     #[test]
     fn tiles_have_the_shapes_of_a_real_model() {
-        let mut model = Synthetic::new(Duration::ZERO);
+        let mut model = Synthetic::new(SyntheticOptions::default());
         assert_eq!(model.encode_tile(&Array::zeros([3, 16, 24])).unwrap().shape(), [8, 2, 3]);
         assert_eq!(model.decode_tile(&Array::zeros([4, 2, 3])).unwrap().shape(), [3, 16, 24]);
         assert!(model.decode_tile(&Array::zeros([3, 2, 3])).is_err());

@@ -88,7 +88,8 @@ fn check_model(folder: &Path) {
                 |set: &Value| set.as_array().unwrap().iter().map(|b| b.as_str().unwrap().into()).collect();
             let scale = json["pag_scale"].as_f64().unwrap() as f32;
             let task = NoiseTask {
-                latent: expected.get(&format!("in{window}")),
+                latent: expected.get(&format!("in{window}")).into(),
+                wire: Default::default(),
                 timestep: json["timesteps"][window].as_u64().unwrap() as u32,
                 time_ids: expected.get(&format!("ids{window}")).data().try_into().unwrap(),
                 conditioning: conditioning.id(),

@@ -86,7 +86,8 @@ impl Case {
         let blocks = self.json["pag_applied_layers"].as_array().unwrap();
         let blocks = blocks.iter().map(|b| b.as_str().unwrap().to_owned()).collect();
         NoiseTask {
-            latent,
+            latent: latent.into(),
+            wire: Default::default(),
             timestep: timestep as u32,
             time_ids,
             conditioning: conditioning.id(),
@@ -266,7 +267,7 @@ fn wrong_questions_are_explained() {
     let error = model.predict_noise(&task, &full).unwrap_err().to_string();
     assert!(error.starts_with("unknown attention block `m7`") && error.contains("mid (m0 to m1)"), "{error}");
     task.pag = None;
-    task.latent = Array::zeros([3, 8, 8]);
+    task.latent = Array::zeros([3, 8, 8]).into();
     let error = model.predict_noise(&task, &full).unwrap_err().to_string();
     assert_eq!(error, "the latent has shape [3, 8, 8]; this model needs (4, height, width)");
     let error = model.encode_tile(&Array::zeros([3, 12, 16])).unwrap_err().to_string();
@@ -283,7 +284,8 @@ fn the_embedded_model_answers_from_anywhere() {
     let conditioning = Conditioning { prompt: text.states, pooled: text.pooled, negative: None };
     let side = description.patch_side as usize;
     let task = NoiseTask {
-        latent: Array::zeros([4, side, side]),
+        latent: Array::zeros([4, side, side]).into(),
+        wire: Default::default(),
         timestep: 501,
         time_ids: [128.0, 128.0, 0.0, 0.0, 128.0, 128.0],
         conditioning: conditioning.id(),

@@ -283,7 +283,8 @@ fn half_precision_computes_nearly_the_same() {
     let text = exact.encode_text("a lighthouse").unwrap();
     let conditioning = Conditioning { prompt: text.states, pooled: text.pooled, negative: None };
     let task = NoiseTask {
-        latent: Array::new([4, 9, 8], (0..288).map(|i| (i as f32).sin()).collect()).unwrap(),
+        latent: Array::new([4, 9, 8], (0..288).map(|i| (i as f32).sin()).collect()).unwrap().into(),
+        wire: Default::default(),
         timestep: 981,
         time_ids: [48.0, 48.0, 0.0, 0.0, 48.0, 48.0],
         conditioning: conditioning.id(),

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use gigasmith_worker::cli::WorkerFailure;
+use gigasmith_worker::connect::ConnectError;
 use gigasmith_worker::model::LoadError;
 
 use crate::embedded::EmbeddedError;
@@ -22,6 +24,8 @@ pub enum Failure {
     Output(String),
     /// The render itself failed: 6.
     Render(String),
+    /// The coordinator cannot be reached, or refuses: 7.
+    Farm(String),
     /// A verification found a deviation: 1.
     Deviation,
     /// Ctrl-C or SIGTERM: 130.
@@ -50,6 +54,7 @@ impl Failure {
             Self::Input(_) => 4,
             Self::Output(_) => 5,
             Self::Render(_) => 6,
+            Self::Farm(_) => 7,
             Self::Interrupted => 130,
         }
     }
@@ -58,9 +63,12 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(m) | Self::Model(m) | Self::Input(m) | Self::Output(m) | Self::Render(m) => {
-                f.write_str(m)
-            }
+            Self::Usage(m)
+            | Self::Model(m)
+            | Self::Input(m)
+            | Self::Output(m)
+            | Self::Render(m)
+            | Self::Farm(m) => f.write_str(m),
             Self::Deviation => f.write_str("the trace does not match: see what did not pass"),
             Self::Interrupted => f.write_str("interrupted: no unfinished picture was written"),
         }
@@ -70,6 +78,27 @@ impl fmt::Display for Failure {
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
         Self::Model(error.to_string())
+    }
+}
+
+impl From<WorkerFailure> for Failure {
+    fn from(error: WorkerFailure) -> Self {
+        match error {
+            WorkerFailure::Load(error) => error.into(),
+            WorkerFailure::Start(message) => Self::Model(message),
+            WorkerFailure::Connect(error) => error.into(),
+            WorkerFailure::Session(error) => Self::Farm(error.to_string()),
+        }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Address(_) => Self::Usage(error.to_string()),
+            ConnectError::File { .. } => Self::Input(error.to_string()),
+            ConnectError::Unreachable { .. } => Self::Farm(error.to_string()),
+        }
     }
 }
 

@@ -9,11 +9,12 @@ use super::failure::Failure;
 use super::progress::Display;
 use super::resolve::{Resolved, resolve};
 use super::seeds::Seeds;
-use super::worker::{self, WorkerArgs};
+use super::worker;
 use crate::output::{check_writable, write_atomically, write_latents, write_png};
 use crate::render::{Progress, RenderInputs, Rendered, render};
 use crate::sampler::plan::{PlanFile, PlanKind, StagePlanFile};
 use crate::sampler::tiles::VaeMode;
+use gigasmith_worker::cli::DeviceArgs;
 
 use super::resolve::ModelQuestion;
 
@@ -62,7 +63,7 @@ pub(super) struct RenderArgs {
     #[arg(short, long, value_name = "MODEL")]
     pub(super) model: Option<String>,
     #[command(flatten)]
-    pub(super) worker: WorkerArgs,
+    pub(super) device: DeviceArgs,
     /// How windows are laid: balanced needs fewer network calls, paper is the published order.
     #[arg(long, value_enum, value_name = "PLAN")]
     pub(super) plan: Option<PlanArg>,
@@ -147,9 +148,9 @@ pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
         check_writable(&seeds.file(&args.output, seed))?;
     }
     let mut display = Display::new(args.quiet);
-    let mut embedded = worker::start(question.source()?, &args.worker).await?;
-    let farm = embedded.farm().clone();
-    let model = embedded.until_worker_ends(farm.model()).await?.map_err(Failure::render)?;
+    let mut embedded = worker::start(question.source()?, &args.device).await?;
+    let lane = embedded.lane().await?;
+    let model = lane.model().clone();
     let Resolved { spec, picture, plans, warnings } = resolve(&args, question, &model)?;
     display.finish();
     warnings.iter().for_each(|w| display.warn(w));
@@ -157,13 +158,15 @@ pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
         let started = Instant::now();
         let spec = crate::spec::RenderSpec { seed, ..spec.clone() };
         let inputs = RenderInputs { picture: picture.clone(), plans: plans.clone() };
-        let rendered = embedded.until_worker_ends(render(&farm, &spec, inputs, &mut display)).await??;
+        let rendered =
+            embedded.until_worker_ends(render(lane.clone(), &spec, inputs, &mut display)).await??;
         display.phase("writing");
         let path = seeds.file(&args.output, seed);
         write(&args, |name| seeds.file(name, seed), rendered, spec, model.patch_side as usize)?;
         let seconds = started.elapsed().as_secs_f64();
         display.say(&format!("wrote {} (seed {seed}, {seconds:.1} s)", path.display()));
     }
+    drop(lane);
     embedded.stop().await;
     Ok(())
 }

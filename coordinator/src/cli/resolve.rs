@@ -174,6 +174,8 @@ pub(super) fn resolve(
             VaeMode::Auto,
         ),
         image_hash: picture.as_ref().map(|p| blake3::hash(p.rgb()).to_string()),
+        wire: Default::default(),
+        mix: false,
     };
     spec.check(model).map_err(Failure::usage)?;
     let plans = plan_json.map(|(plan, _)| plans(&plan, &spec, model)).transpose()?;

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use gigasmith_worker::cli::{DeviceArgs, DtypeArg};
 use gigasmith_worker::model::ModelSource;
 
 use super::failure::Failure;
 use super::progress::Display;
-use super::worker::{self, DtypeArg, WorkerArgs};
+use super::worker;
 use super::{print, tell};
 use crate::output::{WriteError, check_writable, write_atomically};
 use crate::verify::{Trace, verify};
@@ -31,7 +32,7 @@ pub(super) struct VerifyArgs {
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
-    worker: WorkerArgs,
+    device: DeviceArgs,
 }
 
 /// Replays the trace and prints how it compares.
@@ -50,10 +51,10 @@ pub(super) async fn run(args: VerifyArgs) -> Result<(), Failure> {
     let source = ModelSource::parse(&args.model)?;
     let mut display = Display::new(args.quiet);
     // Tolerances are those of f32, whatever a device would choose by itself.
-    let worker = WorkerArgs { dtype: args.worker.dtype.or(Some(DtypeArg::F32)), ..args.worker };
-    let mut embedded = worker::start(source, &worker).await?;
-    let farm = embedded.farm().clone();
-    let report = embedded.until_worker_ends(verify(&farm, &trace, &mut display)).await??;
+    let device = DeviceArgs { dtype: args.device.dtype.or(Some(DtypeArg::F32)), ..args.device };
+    let mut embedded = worker::start(source, &device).await?;
+    let lane = embedded.lane().await?;
+    let report = embedded.until_worker_ends(verify(lane, &trace, &mut display)).await??;
     display.finish();
     embedded.stop().await;
     match args.json {

@@ -1,46 +1,26 @@
-//! The gRPC edge: streams and messages on one side, the farm's commands on the other.
-
-use std::future::Future;
+//! The gRPC edge of the farm: streams and messages on one side, the farm's commands on the other.
 
 use gigasmith_proto::MAX_MESSAGE_BYTES;
 use gigasmith_proto::convert::{
-    conditioning_id_from_wire, conditioning_to_wire, model_from_wire, report_from_wire,
+    Outcome, TaskFailure, conditioning_id_from_wire, conditioning_to_wire, hello_from_wire, report_from_wire,
 };
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::farm_server::{Farm as FarmRpc, FarmServer};
 use gigasmith_proto::v1::worker_message::Message;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt};
-use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::owner::Command;
-use super::table::{LeaseId, WorkerId};
-use super::{Farm, TaskError};
+use super::owner::{Command, Connection};
+use super::table::LeaseId;
+use super::{Farm, TaskError, check};
 
-/// The most tasks a worker may ask to have in flight.
-const MAX_SLOTS: u32 = 64;
-
-/// Serves a farm to the connections that `incoming` yields until `shutdown` resolves.
-pub async fn serve<IO, E>(
-    farm: Farm,
-    incoming: impl Stream<Item = Result<IO, E>> + Send + 'static,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), tonic::transport::Error>
-where
-    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    IO::ConnectInfo: Clone + Send + Sync + 'static,
-    E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
-{
-    let service = FarmServer::new(Service { farm })
+/// The service that workers speak to.
+pub fn server(farm: Farm) -> FarmServer<impl FarmRpc> {
+    FarmServer::new(Service { farm })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming_shutdown(incoming, shutdown)
-        .await
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 struct Service {
@@ -60,20 +40,15 @@ impl FarmRpc for Service {
         else {
             return Err(Status::invalid_argument("the first message of a stream is Hello"));
         };
-        if !(1..=MAX_SLOTS).contains(&hello.slots) {
-            let message = format!("slots is {}: give 1 to {MAX_SLOTS}", hello.slots);
-            return Err(Status::invalid_argument(message));
-        }
-        let model = hello.model.ok_or_else(|| Status::invalid_argument("Hello lacks `model`"))?;
-        let model = model_from_wire(model).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let (stream, outbound) = mpsc::channel(hello.slots as usize + 1);
+        let hello = hello_from_wire(hello).map_err(|e| Status::failed_precondition(e.to_string()))?;
+        // Room for every slot's assignment, acknowledgement and withdrawal, an examination and a notice.
+        let (stream, outbound) = mpsc::channel(4 * hello.slots as usize + 8);
         let (reply, joined) = oneshot::channel();
-        let join =
-            Command::Join { name: hello.name, slots: hello.slots, model: Box::new(model), stream, reply };
+        let join = Command::Join { hello: Box::new(hello), stream, reply };
         let closed = || Status::unavailable(TaskError::Closed.to_string());
-        self.farm.commands.send(join).map_err(|_| closed())?;
-        let worker = joined.await.map_err(|_| closed())?;
-        tokio::spawn(listen(inbound, worker, self.farm.commands.clone()));
+        self.farm.commands.send(join).await.map_err(|_| closed())?;
+        let from = joined.await.map_err(|_| closed())?;
+        tokio::spawn(listen(inbound, from, self.farm.commands.clone()));
         Ok(Response::new(ReceiverStream::new(outbound)))
     }
 
@@ -89,11 +64,12 @@ impl FarmRpc for Service {
     }
 }
 
-/// Passes a worker's reports on until its stream ends.
+/// Passes a worker's reports on until its stream ends. The queue is bounded: a worker that says more
+/// than the owner can take in has to wait.
 async fn listen(
     mut inbound: Streaming<v1::WorkerMessage>,
-    worker: WorkerId,
-    commands: mpsc::UnboundedSender<Command>,
+    from: Connection,
+    commands: mpsc::Sender<Command>,
 ) {
     let reason = loop {
         let message = match inbound.next().await {
@@ -102,22 +78,34 @@ async fn listen(
             Some(Err(status)) => break status.message().to_owned(),
             None => break "it closed its stream".to_owned(),
         };
-        let report = match message {
-            Message::Report(report) => report,
-            Message::Heartbeat(_) if commands.send(Command::Heartbeat { worker }).is_ok() => continue,
-            Message::Heartbeat(_) => return,
+        let command = match message {
+            Message::Report(report) => {
+                let (lease, outcome) = (LeaseId(report.lease), Box::new(outcome(report)));
+                Command::Report { from, lease, outcome }
+            }
+            Message::Heartbeat(_) => Command::Heartbeat { from },
+            Message::Draining(_) => Command::Draining { from },
             Message::Hello(_) => break "it said Hello twice".to_owned(),
         };
-        match report_from_wire(report) {
-            Ok((lease, outcome)) => {
-                let command = Command::Report { worker, lease: LeaseId(lease), outcome: Box::new(outcome) };
-                if commands.send(command).is_err() {
-                    return;
-                }
-            }
-            Err(error) => break format!("it sent a malformed report: {error}"),
+        if commands.send(command).await.is_err() {
+            return;
         }
     };
     // A farm that has shut down needs no notice.
-    let _ = commands.send(Command::Leave { worker, reason });
+    let _ = commands.send(Command::Leave { from, reason }).await;
+}
+
+/// A report's outcome; one that is damaged or not finite is a failure of the worker.
+fn outcome(report: v1::Report) -> Outcome {
+    let failure = |message: String| TaskFailure { message, permanent: false };
+    let (_, outcome) = report_from_wire(report).map_err(|e| failure(format!("a bad report: {e}")))?;
+    let result = outcome?;
+    if check::is_finite(&result) {
+        return Ok(result);
+    }
+    Err(failure(
+        "the answer holds numbers that are not finite: half precision may overflow in this model; try --dtype \
+         f32"
+        .to_owned(),
+    ))
 }

@@ -4,10 +4,13 @@
 //! values. No clock, no I/O; time never needs to match the time of day, and a clock that steps is no
 //! concern of this file.
 //!
-//! A task is *leased* to a worker under a fencing number that is never given twice, until a deadline.
-//! Hearing from the worker moves the deadline; silence, a disconnection or a failure frees the task for
-//! another worker. A worker that fails again and again is blocked. When nothing waits, idle workers
-//! duplicate leases that have stood for twice the usual time, the oldest first; the first result wins.
+//! Jobs are renders: their tasks are handed out by priority, then in the order the jobs came, then in
+//! the order of each job's plan. A task is *leased* to a worker under a fencing number that is never
+//! given twice, until a deadline. Hearing from the worker moves the deadline; silence or a failure
+//! frees the task for another worker. When a connection breaks, its leases are *suspended*: the tasks
+//! are free at once, yet the worker may return before the deadline and hand its results in. A worker
+//! that fails again and again is blocked. When nothing waits, idle workers duplicate leases that have
+//! stood for twice the usual time, the oldest first; the first result wins.
 //!
 //! Invariants (the simulation in `table/simulation.rs` checks them after every event):
 //! 1. *No task is lost*: a task waits, or is leased to at least one connected worker, until it ends.
@@ -15,9 +18,25 @@
 //! 3. *A fenced result never lands*: a report counts only under a lease that still stands, from the
 //!    worker that holds it.
 //! 4. *Slots are kept*: no worker holds more leases than it has slots, nor two of one task.
-//! 5. *Progress*: while one good worker lives, every task ends.
+//! 5. *Progress*: while one good worker lives that may do them, every task ends whose job is not paused.
+//! 6. *Only the fit work*: a task goes to an open worker with the weights and class its job requires, and
+//!    never from a paused job.
 
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod stage_simulation;
+#[cfg(test)]
+mod tests;
+mod types;
+
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use types::{
+    ClassKey, Expired, JobId, JobOptions, LeaseId, Millis, ModelKey, Requirement, Skills, TaskId, TaskOrder,
+    Verdict, WorkerId,
+};
 
 /// How often a task may fail before it counts as failed.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -25,46 +44,32 @@ pub const MAX_ATTEMPTS: u32 = 3;
 pub const LEASE: Millis = Millis(15_000);
 /// Failures in a row after which a worker is blocked.
 pub const BLOCK_AFTER: u32 = 5;
+/// A lease that has stood for so many times the usual time (the worker's own, where that is longer), and
+/// at least for [`HUNG_LEAST`], is on a device that hangs.
+const HUNG_FACTOR: u64 = 20;
+/// See [`HUNG_FACTOR`].
+const HUNG_LEAST: Millis = Millis(5 * 60_000);
+/// The same while no task of the kind was ever done.
+const HUNG_FIRST: Millis = Millis(60 * 60_000);
 
-/// A point in time, or a length of it, in milliseconds since some start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Millis(pub u64);
-
-impl Millis {
-    fn after(self, length: Self) -> Self {
-        Self(self.0 + length.0)
-    }
-}
-
-/// A task of this table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TaskId(pub u64);
-
-/// A connection of a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WorkerId(pub u64);
-
-/// A fencing number: one attempt at one task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LeaseId(pub u64);
-
-/// What comes first when several tasks wait: (stage, position in the stage's plan).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TaskOrder {
-    /// Position of the stage in the cascade.
-    pub stage: u32,
-    /// Position of the task in the stage.
-    pub position: u32,
+#[derive(Debug)]
+struct Job {
+    options: JobOptions,
+    paused: bool,
+    tasks: BTreeSet<TaskId>,
+    waiting: BTreeSet<(TaskOrder, TaskId)>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    job: JobId,
     order: TaskOrder,
+    kind: &'static str,
     failures: u32,
-    /// Leases that stand: one, or two when the task is duplicated.
+    /// Leases that stand, suspended ones included.
     leases: Vec<LeaseId>,
-    /// The worker that failed it last: another one goes first, where there is one.
-    failed_on: Option<WorkerId>,
+    /// Workers that failed it: others go first, where there are any.
+    failed_on: BTreeSet<WorkerId>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -76,58 +81,150 @@ struct Lease {
 
 #[derive(Debug)]
 struct Worker {
+    skills: Skills,
     slots: u32,
+    /// Whether the farm wants it to get tasks: it is admitted, enabled, not draining.
+    open: bool,
+    /// Whether it may also work for jobs that allow any class.
+    mixes: bool,
+    connected: bool,
     leases: BTreeSet<LeaseId>,
     heard: Millis,
     failures_in_a_row: u32,
+    last_result: Millis,
+    /// Moving average of the time a task takes it, in milliseconds.
+    pace: Option<u64>,
 }
 
 impl Worker {
-    fn takes_work(&self) -> bool {
-        self.failures_in_a_row < BLOCK_AFTER && self.leases.len() < self.slots as usize
+    fn is_fit(&self, requirement: Requirement) -> bool {
+        self.skills.model == requirement.model
+            && requirement.class.map_or(self.mixes, |class| class == self.skills.class)
+    }
+
+    fn is_sound(&self, now: Millis) -> bool {
+        self.open && self.connected && self.failures_in_a_row < BLOCK_AFTER && self.heard.after(LEASE) > now
+    }
+
+    fn has_room(&self) -> bool {
+        self.leases.len() < self.slots as usize
+    }
+
+    /// When another task would be done, at this worker's pace.
+    fn expected(&self, usual: u64) -> u64 {
+        (self.leases.len() as u64 + 1) * self.pace.unwrap_or(usual).max(1)
     }
 }
 
-/// What becomes of a report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The task is done: its result counts.
-    Done(TaskId),
-    /// The task goes to a worker again.
-    Again,
-    /// The task has failed for good, after this many attempts.
-    Failed(TaskId, u32),
-    /// The lease had ended: nothing changes.
-    Stale,
-}
-
-/// Tasks, workers and leases.
+/// Jobs, tasks, workers and leases.
 #[derive(Debug, Default)]
 pub struct TaskTable {
+    jobs: BTreeMap<JobId, Job>,
+    /// Jobs in the order they are served.
+    ranking: BTreeSet<(Reverse<i32>, JobId)>,
     tasks: BTreeMap<TaskId, Entry>,
-    waiting: BTreeSet<(TaskOrder, TaskId)>,
     leases: BTreeMap<LeaseId, Lease>,
     workers: BTreeMap<WorkerId, Worker>,
-    /// Moving average of the time from lease to result, in milliseconds.
-    usual: Option<u64>,
+    /// Moving average of the time from lease to result, by kind of task, in milliseconds.
+    usual: BTreeMap<&'static str, u64>,
+    /// Leases that ended without their worker's doing, to be withdrawn from it.
+    withdrawn: Vec<(WorkerId, LeaseId)>,
     next: u64,
 }
 
 impl TaskTable {
-    /// Adds a task.
-    pub fn submit(&mut self, order: TaskOrder) -> TaskId {
-        let id = TaskId(self.number());
-        self.tasks.insert(id, Entry { order, failures: 0, leases: Vec::new(), failed_on: None });
-        self.waiting.insert((order, id));
+    /// A table whose numbers start after `base`. Coordinators that start from different random bases
+    /// never give the same fencing number.
+    pub fn starting_after(base: u64) -> Self {
+        Self { next: base, ..Self::default() }
+    }
+
+    /// A number that is never given twice.
+    pub fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Adds a job.
+    pub fn open_job(&mut self, options: JobOptions) -> JobId {
+        let id = JobId(self.number());
+        let job = Job { options, paused: false, tasks: BTreeSet::new(), waiting: BTreeSet::new() };
+        self.ranking.insert((Reverse(options.priority), id));
+        self.jobs.insert(id, job);
         id
     }
 
-    /// Adds a worker with room for `slots` tasks.
-    pub fn join(&mut self, now: Millis, slots: u32) -> WorkerId {
+    /// Removes a job and returns its tasks, which nobody wants any more.
+    pub fn close_job(&mut self, id: JobId) -> Vec<TaskId> {
+        let Some(job) = self.jobs.get(&id) else { return Vec::new() };
+        let tasks: Vec<TaskId> = job.tasks.iter().copied().collect();
+        tasks.iter().for_each(|&task| self.end_task(task));
+        let job = self.jobs.remove(&id).expect("just seen");
+        self.ranking.remove(&(Reverse(job.options.priority), id));
+        tasks
+    }
+
+    /// Gives a job another priority.
+    pub fn prioritise(&mut self, id: JobId, priority: i32) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            self.ranking.remove(&(Reverse(job.options.priority), id));
+            job.options.priority = priority;
+            self.ranking.insert((Reverse(priority), id));
+        }
+    }
+
+    /// Holds a job's tasks back, or hands them out again. What is leased goes on.
+    pub fn pause(&mut self, id: JobId, paused: bool) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.paused = paused;
+        }
+    }
+
+    /// Adds a task; `None` when its job is gone.
+    pub fn submit(&mut self, job: JobId, order: TaskOrder, kind: &'static str) -> Option<TaskId> {
+        let id = TaskId(self.number());
+        let owner = self.jobs.get_mut(&job)?;
+        owner.tasks.insert(id);
+        owner.waiting.insert((order, id));
+        let (leases, failed_on) = (Vec::new(), BTreeSet::new());
+        self.tasks.insert(id, Entry { job, order, kind, failures: 0, leases, failed_on });
+        Some(id)
+    }
+
+    /// Adds a worker with room for `slots` tasks, closed at first.
+    pub fn join(&mut self, now: Millis, skills: Skills, slots: u32) -> WorkerId {
         let id = WorkerId(self.number());
-        let worker = Worker { slots, leases: BTreeSet::new(), heard: now, failures_in_a_row: 0 };
+        let worker = Worker {
+            skills,
+            slots,
+            open: false,
+            mixes: false,
+            connected: true,
+            leases: BTreeSet::new(),
+            heard: now,
+            failures_in_a_row: 0,
+            last_result: now,
+            pace: None,
+        };
         self.workers.insert(id, worker);
         id
+    }
+
+    /// Whether a worker gets tasks, and whether also those of jobs that allow any class.
+    pub fn set_open(&mut self, id: WorkerId, open: bool, mixes: bool) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            (worker.open, worker.mixes) = (open, mixes);
+        }
+    }
+
+    /// Forgets a worker's failures.
+    pub fn forgive(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.failures_in_a_row = 0;
+        }
+        self.tasks.values_mut().for_each(|t| {
+            t.failed_on.remove(&id);
+        });
     }
 
     /// Notes that a worker is alive: all its leases stand on.
@@ -137,24 +234,72 @@ impl TaskTable {
         }
     }
 
+    /// Notes that a worker's connection broke: its tasks wait again, its leases stand suspended.
+    pub fn disconnect(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.connected = false;
+        let leases: Vec<LeaseId> = worker.leases.iter().copied().collect();
+        leases.into_iter().for_each(|lease| self.settle(self.leases[&lease].task));
+    }
+
+    /// Notes that a worker is connected again and still has these leases; returns those that stand.
+    pub fn reconnect(&mut self, now: Millis, id: WorkerId, held: &[u64]) -> Vec<u64> {
+        let Some(worker) = self.workers.get_mut(&id) else { return Vec::new() };
+        (worker.connected, worker.heard) = (true, worker.heard.max(now));
+        let mine = worker.leases.clone();
+        let (kept, lost): (Vec<LeaseId>, Vec<LeaseId>) =
+            mine.into_iter().partition(|lease| held.contains(&lease.0));
+        lost.into_iter().for_each(|lease| self.end_lease(lease));
+        kept.iter().for_each(|lease| self.settle(self.leases[lease].task));
+        kept.into_iter().map(|lease| lease.0).collect()
+    }
+
     /// Removes a worker; its tasks wait again.
-    pub fn leave(&mut self, worker: WorkerId) {
-        if let Some(worker) = self.workers.remove(&worker) {
+    pub fn leave(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.remove(&id) {
             worker.leases.into_iter().for_each(|lease| self.end_lease(lease));
         }
     }
 
-    /// Ends the leases of workers that have been silent too long and returns those workers. They stay
-    /// connected, and get work again once they are heard of.
-    pub fn expire(&mut self, now: Millis) -> Vec<WorkerId> {
-        let silent = |w: &Worker| w.heard.after(LEASE) <= now && !w.leases.is_empty();
+    /// Ends the leases of workers that have been silent too long, and leases that have stood for so long
+    /// that the device must hang, which counts as a failure.
+    pub fn expire(&mut self, now: Millis) -> Expired {
+        let hung = self.expire_hung(now);
+        let silent = |w: &Worker| w.heard.after(LEASE) <= now && !(w.connected && w.leases.is_empty());
         let silent: Vec<WorkerId> =
             self.workers.iter().filter(|(_, w)| silent(w)).map(|(&id, _)| id).collect();
+        let (silent, gone): (Vec<_>, Vec<_>) = silent.into_iter().partition(|id| self.workers[id].connected);
         for id in &silent {
             let leases = std::mem::take(&mut self.workers.get_mut(id).expect("just seen").leases);
+            self.withdrawn.extend(leases.iter().map(|&lease| (*id, lease)));
             leases.into_iter().for_each(|lease| self.end_lease(lease));
         }
-        silent
+        gone.iter().for_each(|&id| self.leave(id));
+        Expired { silent, gone, hung }
+    }
+
+    fn expire_hung(&mut self, now: Millis) -> Vec<WorkerId> {
+        let limit = |l: &Lease| {
+            let pace = self.workers.get(&l.worker).and_then(|w| w.pace);
+            let usual = self.usual.get(self.tasks[&l.task].kind).copied().max(pace);
+            usual.map_or(HUNG_FIRST, |usual| Millis((HUNG_FACTOR * usual).max(HUNG_LEAST.0)))
+        };
+        let late = |l: &Lease| l.since.after(limit(l)) <= now;
+        let hung: Vec<(LeaseId, Lease)> =
+            self.leases.iter().filter(|(_, l)| late(l)).map(|(&id, &l)| (id, l)).collect();
+        for &(id, lease) in &hung {
+            if let Some(worker) = self.workers.get_mut(&lease.worker) {
+                worker.failures_in_a_row += 1;
+            }
+            self.tasks
+                .get_mut(&lease.task)
+                .expect("a lease belongs to a task")
+                .failed_on
+                .insert(lease.worker);
+            self.withdrawn.push((lease.worker, id));
+            self.end_lease(id);
+        }
+        hung.into_iter().map(|(_, lease)| lease.worker).collect()
     }
 
     /// Removes a task that nobody wants any more.
@@ -162,38 +307,89 @@ impl TaskTable {
         self.end_task(task);
     }
 
-    /// Leases the first waiting task to the worker with the most free slots; when none waits, leases
-    /// the task that is overdue the longest a second time, to a worker that has nothing else to do.
+    /// Leases that ended without their worker's doing since the last call.
+    pub fn take_withdrawn(&mut self) -> Vec<(WorkerId, LeaseId)> {
+        std::mem::take(&mut self.withdrawn)
+    }
+
+    /// Leases the first task that some worker has room for to the worker that will be done with it
+    /// first; when there is none, leases the task that is overdue the longest a second time, to a worker
+    /// that has nothing else to do.
     pub fn assign(&mut self, now: Millis) -> Option<(WorkerId, LeaseId, TaskId)> {
-        let heard = |w: &Worker| w.heard.after(LEASE) > now;
-        let open = self.workers.iter().filter(|(_, w)| w.takes_work() && heard(w));
-        match self.waiting.first().copied() {
-            Some((_, task)) => {
-                let failed_on = self.tasks[&task].failed_on;
-                let preference = |(id, w): &(&WorkerId, &Worker)| {
-                    (Some(**id) != failed_on, w.slots as usize - w.leases.len())
-                };
-                let (&worker, _) = open.max_by_key(preference)?;
-                Some(self.lease(now, worker, task))
+        let (worker, task) = self.first_waiting(now).or_else(|| self.overdue(now))?;
+        Some(self.lease(now, worker, task))
+    }
+
+    fn first_waiting(&self, now: Millis) -> Option<(WorkerId, TaskId)> {
+        let open = |w: &Worker| w.is_sound(now) && w.has_room();
+        let free: Vec<(WorkerId, &Worker)> =
+            self.workers.iter().filter(|(_, w)| open(w)).map(|(&id, w)| (id, w)).collect();
+        if free.is_empty() {
+            return None;
+        }
+        for (_, id) in &self.ranking {
+            let job = &self.jobs[id];
+            if job.paused || !free.iter().any(|(_, w)| w.is_fit(job.options.requirement)) {
+                continue;
             }
-            None => {
-                let (&worker, _) = open.filter(|(_, w)| w.leases.is_empty()).min_by_key(|(id, _)| **id)?;
-                let usual = self.usual?;
-                let overdue =
-                    |l: &&Lease| l.since.0 + 2 * usual < now.0 && self.tasks[&l.task].leases.len() == 1;
-                let oldest = self.leases.values().filter(overdue).min_by_key(|l| (l.since, l.task))?;
-                Some(self.lease(now, worker, oldest.task))
+            for &(_, task) in &job.waiting {
+                let entry = &self.tasks[&task];
+                let usual = self.usual.get(entry.kind).copied().unwrap_or(1);
+                let may = |id: &WorkerId, w: &Worker| {
+                    w.is_fit(job.options.requirement) && self.may_try(now, entry, job, *id)
+                };
+                let best = free.iter().filter(|(id, w)| may(id, w));
+                if let Some((worker, _)) = best.min_by_key(|(id, w)| (w.expected(usual), *id)) {
+                    return Some((*worker, task));
+                }
+                // Only a task that failed somewhere can be refused by every fit worker with room.
             }
         }
+        None
+    }
+
+    /// Whether a worker may try a task: it has not failed it, or every sound fit worker has.
+    fn may_try(&self, now: Millis, entry: &Entry, job: &Job, id: WorkerId) -> bool {
+        let fresh = |(id, w): (&WorkerId, &Worker)| {
+            w.is_sound(now) && w.is_fit(job.options.requirement) && !entry.failed_on.contains(id)
+        };
+        !entry.failed_on.contains(&id) || !self.workers.iter().any(fresh)
+    }
+
+    fn overdue(&self, now: Millis) -> Option<(WorkerId, TaskId)> {
+        let idle: Vec<(WorkerId, &Worker)> = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.is_sound(now) && w.leases.is_empty())
+            .map(|(&id, w)| (id, w))
+            .collect();
+        if idle.is_empty() {
+            return None;
+        }
+        let helper = |task: TaskId| {
+            let entry = &self.tasks[&task];
+            let job = &self.jobs[&entry.job];
+            let may = |id: &WorkerId, w: &Worker| {
+                w.is_fit(job.options.requirement) && !entry.failed_on.contains(id)
+            };
+            let usable = !job.paused && entry.leases.len() == 1;
+            idle.iter().filter(|(id, w)| usable && may(id, w)).map(|(id, _)| *id).next()
+        };
+        let is_late = |l: &&Lease| {
+            let usual = self.usual.get(self.tasks[&l.task].kind);
+            usual.is_some_and(|usual| l.since.0 + 2 * usual < now.0)
+        };
+        let mut late: Vec<&Lease> = self.leases.values().filter(is_late).collect();
+        late.sort_by_key(|l| (l.since, l.task));
+        late.into_iter().find_map(|l| Some((helper(l.task)?, l.task)))
     }
 
     fn lease(&mut self, now: Millis, worker: WorkerId, task: TaskId) -> (WorkerId, LeaseId, TaskId) {
         let id = LeaseId(self.number());
-        let entry = self.tasks.get_mut(&task).expect("a task to lease exists");
-        self.waiting.remove(&(entry.order, task));
-        entry.leases.push(id);
+        self.tasks.get_mut(&task).expect("a task to lease exists").leases.push(id);
         self.leases.insert(id, Lease { task, worker, since: now });
         self.workers.get_mut(&worker).expect("a worker to lease to exists").leases.insert(id);
+        self.settle(task);
         (worker, id, task)
     }
 
@@ -206,11 +402,16 @@ impl TaskTable {
     pub fn succeed(&mut self, now: Millis, worker: WorkerId, lease: LeaseId) -> Verdict {
         self.hear(now, worker);
         let Some(task) = self.leased(worker, lease) else { return Verdict::Stale };
-        let took = now.0.saturating_sub(self.leases[&lease].since.0);
-        self.usual = Some(self.usual.map_or(took, |usual| (usual * 7 + took) / 8));
+        let since = self.leases[&lease].since;
+        let smooth = |old: Option<u64>, new: u64| old.map_or(new, |old| (old * 7 + new) / 8);
+        let kind = self.tasks[&task].kind;
+        self.usual.insert(kind, smooth(self.usual.get(kind).copied(), now.since(since)));
+        self.end_lease(lease);
         self.end_task(task);
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.failures_in_a_row = 0;
+            worker.pace = Some(smooth(worker.pace, now.since(since.max(worker.last_result))));
+            worker.last_result = now;
         }
         Verdict::Done(task)
     }
@@ -219,16 +420,25 @@ impl TaskTable {
     pub fn fail(&mut self, now: Millis, worker: WorkerId, lease: LeaseId, permanent: bool) -> Verdict {
         self.hear(now, worker);
         let Some(task) = self.leased(worker, lease) else { return Verdict::Stale };
-        if let Some(worker) = self.workers.get_mut(&worker).filter(|_| !permanent) {
-            worker.failures_in_a_row += 1;
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.failures_in_a_row += u32::from(!permanent);
+            worker.last_result = now;
         }
         let entry = self.tasks.get_mut(&task).expect("a leased task exists");
         entry.failures += 1;
-        entry.failed_on = Some(worker);
-        let failures = entry.failures;
-        if permanent || failures == MAX_ATTEMPTS {
+        entry.failed_on.insert(worker);
+        let (failures, job) = (entry.failures, entry.job);
+        let pauses = self.jobs[&job].options.pause_on_failure;
+        if permanent || (failures >= MAX_ATTEMPTS && !pauses) {
+            self.end_lease(lease);
             self.end_task(task);
             return Verdict::Failed(task, failures);
+        }
+        if failures >= MAX_ATTEMPTS {
+            (entry.failures, entry.failed_on) = (0, BTreeSet::new());
+            self.end_lease(lease);
+            self.pause(job, true);
+            return Verdict::Paused(job, failures);
         }
         self.end_lease(lease);
         Verdict::Again
@@ -239,14 +449,25 @@ impl TaskTable {
         self.workers.get(&worker).is_some_and(|w| w.failures_in_a_row >= BLOCK_AFTER)
     }
 
-    /// Workers connected, and their slots together.
-    pub fn capacity(&self) -> (usize, usize) {
-        (self.workers.len(), self.workers.values().map(|w| w.slots as usize).sum())
+    /// What is known of a worker: leases, milliseconds since it was heard of, milliseconds a task.
+    pub fn worker(&self, now: Millis, id: WorkerId) -> Option<(usize, u64, Option<u64>)> {
+        self.workers.get(&id).map(|w| (w.leases.len(), now.since(w.heard), w.pace))
     }
 
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    /// Whether a worker holds no lease.
+    pub fn is_idle(&self, id: WorkerId) -> bool {
+        self.workers.get(&id).is_none_or(|w| w.leases.is_empty())
+    }
+
+    /// Tasks that wait and tasks that are leased.
+    pub fn depth(&self) -> (usize, usize) {
+        let waiting = self.jobs.values().map(|j| j.waiting.len()).sum();
+        (waiting, self.tasks.len() - waiting)
+    }
+
+    /// Tasks of a job that wait, and its tasks in all.
+    pub fn job_depth(&self, id: JobId) -> (usize, usize) {
+        self.jobs.get(&id).map_or((0, 0), |j| (j.waiting.len(), j.tasks.len()))
     }
 
     /// Ends one lease; its task waits again unless another lease of it stands.
@@ -255,23 +476,33 @@ impl TaskTable {
         if let Some(worker) = self.workers.get_mut(&lease.worker) {
             worker.leases.remove(&id);
         }
-        let entry = self.tasks.get_mut(&lease.task).expect("a lease belongs to a task");
-        entry.leases.retain(|l| *l != id);
-        if entry.leases.is_empty() {
-            self.waiting.insert((entry.order, lease.task));
+        self.tasks.get_mut(&lease.task).expect("a lease belongs to a task").leases.retain(|l| *l != id);
+        self.settle(lease.task);
+    }
+
+    /// A task waits exactly while no connected worker holds a lease of it.
+    fn settle(&mut self, task: TaskId) {
+        let entry = &self.tasks[&task];
+        let live = |l: &LeaseId| self.workers.get(&self.leases[l].worker).is_some_and(|w| w.connected);
+        let is_held = entry.leases.iter().any(live);
+        let waiting = &mut self.jobs.get_mut(&entry.job).expect("a task belongs to a job").waiting;
+        if is_held {
+            waiting.remove(&(entry.order, task));
+        } else {
+            waiting.insert((entry.order, task));
         }
     }
 
-    /// Removes a task with all its leases.
+    /// Removes a task with all its leases, which are withdrawn from their workers.
     fn end_task(&mut self, task: TaskId) {
         let Some(entry) = self.tasks.get(&task) else { return };
-        entry.leases.clone().into_iter().for_each(|lease| self.end_lease(lease));
+        for lease in entry.leases.clone() {
+            self.withdrawn.push((self.leases[&lease].worker, lease));
+            self.end_lease(lease);
+        }
         let entry = self.tasks.remove(&task).expect("just seen");
-        self.waiting.remove(&(entry.order, task));
+        let job = self.jobs.get_mut(&entry.job).expect("a task belongs to a job");
+        job.tasks.remove(&task);
+        job.waiting.remove(&(entry.order, task));
     }
 }
-
-#[cfg(test)]
-mod simulation;
-#[cfg(test)]
-mod tests;

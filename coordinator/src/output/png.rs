@@ -93,6 +93,8 @@ mod tests {
             crops: Crops::True,
             vae: VaeMode::Auto,
             image_hash: None,
+            wire: Default::default(),
+            mix: false,
         })
     }
 

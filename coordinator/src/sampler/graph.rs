@@ -12,6 +12,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
 
 use super::plan::{Plan, PlanKind};
 use super::units::{PatchId, Step, Window};
@@ -143,7 +144,7 @@ impl Buckets {
 /// Which patches can start now, which results wait for an earlier one, what is done.
 #[derive(Debug)]
 pub struct Frontier<R> {
-    graph: Graph,
+    graph: Arc<Graph>,
     ready: BinaryHeap<Reverse<PatchId>>,
     starts_after: Vec<u32>,
     commits_after: Vec<u32>,
@@ -153,16 +154,11 @@ pub struct Frontier<R> {
 
 impl<R> Frontier<R> {
     /// Nothing is done yet.
-    pub fn new(graph: Graph) -> Self {
+    pub fn new(graph: Arc<Graph>) -> Self {
         let (starts_after, commits_after) = (graph.starts_after.clone(), graph.commits_after.clone());
         let free = starts_after.iter().enumerate().filter(|(_, n)| **n == 0);
         let ready = free.map(|(i, _)| Reverse(PatchId(i as u32))).collect();
         Self { graph, ready, starts_after, commits_after, held: BTreeMap::new(), committed: 0 }
-    }
-
-    /// The dependencies.
-    pub fn graph(&self) -> &Graph {
-        &self.graph
     }
 
     /// Takes the first patch, in plan order, whose input is final.
@@ -172,12 +168,12 @@ impl<R> Frontier<R> {
 
     /// Takes in a result and calls `commit` for every result that may be committed now, in an order
     /// that respects the plan's.
-    pub fn complete(&mut self, id: PatchId, result: R, mut commit: impl FnMut(&Graph, PatchId, R)) {
+    pub fn complete(&mut self, id: PatchId, result: R, mut commit: impl FnMut(PatchId, R)) {
         self.held.insert(id, result);
         let mut open = if self.commits_after[id.index()] == 0 { vec![id] } else { Vec::new() };
         while let Some(id) = open.pop() {
             let Some(result) = self.held.remove(&id) else { continue };
-            commit(&self.graph, id, result);
+            commit(id, result);
             self.committed += 1;
             for &next in self.graph.unblocks_commit.of(id) {
                 self.commits_after[next.index()] -= 1;
@@ -234,7 +230,7 @@ mod tests {
             [(PlanKind::Paper, 3, 1), (PlanKind::Balanced, 2, 2), (PlanKind::Paper, 0, 3)]
         {
             let plan = Plan::draw(kind, geometry, 4, seed, 1);
-            let mut frontier = Frontier::new(Graph::new(&plan, slider));
+            let mut frontier = Frontier::new(Arc::new(Graph::new(&plan, slider)));
             let (mut flying, mut order) = (Vec::new(), Vec::new());
             while !frontier.is_done() {
                 while let Some(id) = frontier.next_ready() {
@@ -242,7 +238,7 @@ mod tests {
                 }
                 // Newest first: as far from plan order as the graph lets results come.
                 let id = flying.pop().expect("something can always start");
-                frontier.complete(id, (), |_, id, ()| order.push(id));
+                frontier.complete(id, (), |id, ()| order.push(id));
             }
             assert_eq!(order.len(), plan.len());
             for (i, &a) in order.iter().enumerate() {

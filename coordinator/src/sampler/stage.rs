@@ -1,10 +1,13 @@
 //! One stage of a render: the method's rules 1 to 8 over a whole canvas, driven from outside.
 //!
-//! The driver takes a ready patch ([`StageRun::next_patch`]), has its noise predicted anywhere, and
-//! brings the answer back ([`StageRun::complete`]), with as many patches under way as it likes. The
-//! bytes that come out do not depend on the order in which answers come in.
+//! The driver takes a ready patch ([`StageRun::next_patch`]), turns it into what the network sees
+//! ([`StageRules::input`]), has its noise predicted anywhere, turns the answer into the patch's outcome
+//! ([`StageRules::outcome`]), and brings that back ([`StageRun::complete`]), with as many patches under way
+//! as it likes. The two in the middle are where the arithmetic is: they need no canvas, so that they can
+//! run on any thread. The bytes that come out do not depend on the order in which outcomes come in.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 
 use gigasmith_proto::domain::Array;
 
@@ -31,6 +34,16 @@ pub enum Start {
     },
 }
 
+/// A patch that can start, with everything it reads of the canvas.
+#[derive(Debug)]
+pub struct PatchStart {
+    id: PatchId,
+    /// The window as the step began.
+    start: Array,
+    /// The window as it stands now, where the patch reads what its own step has written.
+    now: Option<Array>,
+}
+
 /// A patch that is ready for the network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchInput {
@@ -43,7 +56,16 @@ pub struct PatchInput {
     /// Where it lies on the canvas.
     pub window: Window,
     /// What the network sees: (channels, window height, window width).
-    pub latent: Array,
+    pub latent: Arc<Array>,
+}
+
+/// What a patch will write, before it is committed.
+#[derive(Debug)]
+pub struct PatchOutcome {
+    input: PatchInput,
+    prediction: Array,
+    values: Array,
+    cells: Vec<Cell>,
 }
 
 /// Told of every patch as it is committed.
@@ -58,17 +80,89 @@ impl StageObserver for () {
     fn committed(&mut self, _: &PatchInput, _: &Array, _: &Canvas) {}
 }
 
-/// A stage while it runs.
+/// What all patches of a stage share and none changes.
 #[derive(Debug)]
-pub struct StageRun {
+pub struct StageRules {
     plan: Plan,
     schedule: Schedule,
     guide: Option<Guide>,
     slider: usize,
+    graph: Arc<Graph>,
+    /// Mixers that no thread is using.
+    mixers: Mutex<Vec<PhaseMixer>>,
+}
+
+impl StageRules {
+    /// Rules 3 and 4: what the network sees of a patch.
+    pub fn input(&self, start: PatchStart) -> PatchInput {
+        let PatchStart { id, start, now } = start;
+        let (step, window) = (self.plan.step_of(id), self.plan.window(id));
+        let latent = match now {
+            Some(mut now) => {
+                self.mix_phases(&mut now, step, window);
+                self.renoise(&mut now, &start, id, window);
+                now
+            }
+            None => {
+                // Done pixels are re-noised and pending ones are as the step found them: all is the step's start.
+                let mut latent = start;
+                // In step 0 guidance and canvas are the same values: mixing would change nothing.
+                if (1..self.slider).contains(&step.index()) {
+                    self.mix_phases(&mut latent, step, window);
+                }
+                latent
+            }
+        };
+        let timestep = self.schedule.at(step).timestep;
+        PatchInput { id, step, timestep, window, latent: Arc::new(latent) }
+    }
+
+    /// Pixels that are no longer pending show what they were when the step began.
+    fn renoise(&self, mixed: &mut Array, start: &Array, id: PatchId, window: Window) {
+        let cells = self.cells(id, window);
+        let planes = mixed.data_mut().chunks_exact_mut(window.area());
+        for (mixed, start) in planes.zip(start.data().chunks_exact(window.area())) {
+            let values = mixed.iter_mut().zip(start).zip(&cells);
+            values
+                .filter(|(_, cell)| **cell != Cell::Pending)
+                .for_each(|((mixed, start), _)| *mixed = *start);
+        }
+    }
+
+    fn mix_phases(&self, latent: &mut Array, step: Step, window: Window) {
+        let Some(guide) = &self.guide else { return };
+        let mut guide = guide.at(self.schedule.at(step).alphas_cumprod, window);
+        let mixers = || self.mixers.lock().expect("no holder panics");
+        let mut mixer = mixers().pop().unwrap_or_default();
+        mixer.mix(latent, &mut guide);
+        mixers().push(mixer);
+    }
+
+    fn cells(&self, id: PatchId, window: Window) -> Vec<Cell> {
+        let earlier = self.graph.earlier(id).iter().map(|&other| self.plan.window(other));
+        blend::cells(window, earlier, self.plan.geometry().zone)
+    }
+
+    /// Rules 6 and 7: what becomes of the network's output for a patch (epsilon or v, shaped as its input).
+    pub fn outcome(&self, input: PatchInput, prediction: Array) -> PatchOutcome {
+        let PatchInput { id, step, window, .. } = input;
+        let mut values = Array::clone(&input.latent);
+        self.schedule.advance(step, values.data_mut(), prediction.data());
+        if let Some(guide) = self.guide.as_ref().filter(|_| step.index() + 1 < self.slider) {
+            let next = guide.at(self.schedule.at(Step(step.0 + 1)).alphas_cumprod, window);
+            chessboard(&mut values, &next, self.plan.patch(id).bit);
+        }
+        PatchOutcome { cells: self.cells(id, window), input, prediction, values }
+    }
+}
+
+/// A stage while it runs.
+#[derive(Debug)]
+pub struct StageRun {
+    rules: Arc<StageRules>,
     canvas: Canvas,
-    frontier: Frontier<Array>,
-    under_way: HashMap<PatchId, PatchInput>,
-    mixer: PhaseMixer,
+    frontier: Frontier<PatchOutcome>,
+    under_way: HashSet<PatchId>,
 }
 
 impl StageRun {
@@ -82,90 +176,45 @@ impl StageRun {
                 (guide.at(schedule.at(Step(0)).alphas_cumprod, whole), Some(guide), slider)
             }
         };
-        let frontier = Frontier::new(Graph::new(&plan, slider));
-        let canvas = Canvas::new(latent);
-        Self {
-            plan,
-            schedule,
-            guide,
-            slider,
-            canvas,
-            frontier,
-            under_way: HashMap::new(),
-            mixer: PhaseMixer::default(),
-        }
+        let graph = Arc::new(Graph::new(&plan, slider));
+        let frontier = Frontier::new(graph.clone());
+        let rules = StageRules { plan, schedule, guide, slider, graph, mixers: Mutex::default() };
+        let under_way = HashSet::new();
+        Self { rules: Arc::new(rules), canvas: Canvas::new(latent), frontier, under_way }
     }
 
-    /// Takes the first patch in plan order that can start now, with its input computed.
-    pub fn next_patch(&mut self) -> Option<PatchInput> {
+    /// What turns starts into inputs and predictions into outcomes.
+    pub fn rules(&self) -> &Arc<StageRules> {
+        &self.rules
+    }
+
+    /// Takes the first patch in plan order that can start now (rule 2).
+    pub fn next_patch(&mut self) -> Option<PatchStart> {
         let id = self.frontier.next_ready()?;
-        let (step, window) = (self.plan.step_of(id), self.plan.window(id));
-        let timestep = self.schedule.at(step).timestep;
-        let input = PatchInput { id, step, timestep, window, latent: self.input(id, step, window) };
-        self.under_way.insert(id, input.clone());
-        Some(input)
-    }
-
-    /// Rules 2 to 4: what the network sees.
-    fn input(&mut self, id: PatchId, step: Step, window: Window) -> Array {
-        if !reads_within_step(self.plan.kind(), step, self.slider) {
-            // Done pixels are re-noised and pending ones are as the step found them: all is the step's start.
-            let mut latent = self.canvas.read_start_of(step, window);
-            // In step 0 guidance and canvas are the same values: mixing would change nothing.
-            if (1..self.slider).contains(&step.index()) {
-                self.mix_phases(&mut latent, step, window);
-            }
-            return latent;
-        }
-        let mut latent = self.canvas.read_now(window);
-        self.mix_phases(&mut latent, step, window);
+        let plan = &self.rules.plan;
+        let (step, window) = (plan.step_of(id), plan.window(id));
+        let reads_step = reads_within_step(plan.kind(), step, self.rules.slider);
+        self.under_way.insert(id);
         let start = self.canvas.read_start_of(step, window);
-        let cells = self.cells(id, window);
-        let planes =
-            latent.data_mut().chunks_exact_mut(window.area()).zip(start.data().chunks_exact(window.area()));
-        for (mixed, start) in planes {
-            let values = mixed.iter_mut().zip(start).zip(&cells);
-            values
-                .filter(|(_, cell)| **cell != Cell::Pending)
-                .for_each(|((mixed, start), _)| *mixed = *start);
-        }
-        latent
+        Some(PatchStart { id, start, now: reads_step.then(|| self.canvas.read_now(window)) })
     }
 
-    fn mix_phases(&mut self, latent: &mut Array, step: Step, window: Window) {
-        if let Some(guide) = &self.guide {
-            let mut guide = guide.at(self.schedule.at(step).alphas_cumprod, window);
-            self.mixer.mix(latent, &mut guide);
-        }
-    }
-
-    fn cells(&self, id: PatchId, window: Window) -> Vec<Cell> {
-        cells(self.frontier.graph(), &self.plan, id, window)
-    }
-
-    /// Takes in the network's output for a patch (epsilon or v, shaped as its input) and commits what
-    /// can be committed, telling `observer`. Panics when the patch is not under way: the caller keeps
-    /// to one answer per patch.
-    pub fn complete(&mut self, id: PatchId, prediction: Array, observer: &mut dyn StageObserver) {
-        let Self { plan, schedule, guide, slider, canvas, frontier, under_way, .. } = self;
-        assert!(under_way.contains_key(&id), "an answer belongs to a patch under way");
-        frontier.complete(id, prediction, |graph, id, prediction| {
-            let input = under_way.remove(&id).expect("a held result belongs to a patch under way");
-            let PatchInput { step, window, .. } = input;
-            let mut result = input.latent.clone();
-            schedule.advance(step, result.data_mut(), prediction.data());
-            if let Some(guide) = guide.as_ref().filter(|_| step.index() + 1 < *slider) {
-                let next = guide.at(schedule.at(Step(step.0 + 1)).alphas_cumprod, window);
-                chessboard(&mut result, &next, plan.patch(id).bit);
-            }
-            canvas.write_back(step, window, &cells(graph, plan, id, window), &result);
+    /// Takes in a patch's outcome and commits what can be committed (rule 8), telling `observer`. Panics
+    /// when the patch is not under way: the caller keeps to one outcome per patch.
+    pub fn complete(&mut self, outcome: PatchOutcome, observer: &mut dyn StageObserver) {
+        let Self { canvas, frontier, under_way, .. } = self;
+        let id = outcome.input.id;
+        assert!(under_way.remove(&id), "an outcome belongs to a patch under way");
+        frontier.complete(id, outcome, |_, outcome| {
+            let PatchOutcome { input, prediction, values, cells } = outcome;
+            canvas.write_back(input.step, input.window, &cells, &values);
             observer.committed(&input, &prediction, canvas);
         });
     }
 
     /// Patches committed, and patches in all.
     pub fn progress(&self) -> (usize, usize) {
-        (self.frontier.committed(), self.plan.len())
+        (self.frontier.committed(), self.rules.plan.len())
     }
 
     /// Whether every patch is committed.
@@ -177,11 +226,6 @@ impl StageRun {
     pub fn into_latent(self) -> Array {
         self.canvas.into_latent()
     }
-}
-
-fn cells(graph: &Graph, plan: &Plan, id: PatchId, window: Window) -> Vec<Cell> {
-    let earlier = graph.earlier(id).iter().map(|&other| plan.window(other));
-    blend::cells(window, earlier, plan.geometry().zone)
 }
 
 /// Rule 7: cells with `(row + column + bit) % 2 == 0`, counted within the window, take the guidance.

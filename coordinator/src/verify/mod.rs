@@ -10,12 +10,12 @@ mod trace;
 
 use std::sync::Arc;
 
-use gigasmith_proto::domain::{Array, Conditioning, ModelDescription};
+use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, WireDtype};
 
 pub use report::{Comparison, Report, Tolerance};
 pub use trace::{Trace, TraceError};
 
-use crate::farm::Farm;
+use crate::farm::Lane;
 use crate::render::{Progress, RenderError, Sampling, encode_text, mean_and_std, sampled_latent};
 use crate::sampler::canvas::Canvas;
 use crate::sampler::guidance::Guide;
@@ -40,10 +40,14 @@ pub enum VerifyError {
 }
 
 /// Replays a trace on a farm.
-pub async fn verify(farm: &Farm, trace: &Trace, progress: &mut dyn Progress) -> Result<Report, VerifyError> {
-    let model = farm.model().await.map_err(RenderError::from)?;
+pub async fn verify(
+    lane: Arc<Lane>,
+    trace: &Trace,
+    progress: &mut dyn Progress,
+) -> Result<Report, VerifyError> {
+    let model = lane.model().clone();
     trace.check_model(&model)?;
-    let mut replay = Replay { farm, trace, model, report: Report::default() };
+    let mut replay = Replay { lane, trace, model, report: Report::default() };
     progress.phase("schedule and text");
     let schedule = replay.schedule()?;
     let conditioning = replay.text().await?;
@@ -61,7 +65,7 @@ pub async fn verify(farm: &Farm, trace: &Trace, progress: &mut dyn Progress) -> 
 }
 
 struct Replay<'a> {
-    farm: &'a Farm,
+    lane: Arc<Lane>,
     trace: &'a Trace,
     model: Arc<ModelDescription>,
     report: Report,
@@ -99,7 +103,7 @@ impl Replay<'_> {
 
     async fn text(&mut self) -> Result<Conditioning, VerifyError> {
         let case = self.trace.case();
-        let encode = async |prompt: &str| encode_text(self.farm, prompt).await.map_err(RenderError::from);
+        let encode = async |prompt: &str| encode_text(&self.lane, prompt).await.map_err(RenderError::from);
         let ours = encode(&case.prompt).await?;
         let negative = match &case.negative_prompt {
             _ if case.guidance_scale <= 1.0 => None,
@@ -129,9 +133,9 @@ impl Replay<'_> {
         let case = self.trace.case();
         let pag = PagSpec { scale: case.pag_scale, blocks: case.pag_applied_layers.clone() };
         Sampling {
-            farm: self.farm.clone(),
-            model: self.model.clone(),
-            conditioning: self.farm.add_conditioning(conditioning),
+            lane: self.lane.clone(),
+            conditioning: self.lane.shelve(conditioning),
+            wire: WireDtype::F32,
             guidance_scale: case.guidance_scale,
             pag: (case.pag_scale > 0.0).then_some(pag),
             crops: Crops::Published,
@@ -258,10 +262,14 @@ impl Replay<'_> {
             // From the recorded input where there is one, so that a deviation shows where it arises.
             let recorded = self.trace.tensor(&name("input")).map(|t| t.array.clone());
             let prediction = match recorded.filter(|r| r.shape() == input.latent.shape()) {
-                Some(latent) => sampling.predict(1, size, PatchInput { latent, ..input.clone() }).await?,
+                Some(latent) => {
+                    let input = PatchInput { latent: Arc::new(latent), ..input.clone() };
+                    sampling.predict(1, size, &input).await.map_err(RenderError::from)?
+                }
                 None => prediction,
             };
-            self.compare("patch input", &name("input"), input.latent, Tolerance::LATENT);
+            let latent = Arc::unwrap_or_clone(input.latent);
+            self.compare("patch input", &name("input"), latent, Tolerance::LATENT);
             self.compare("noise prediction", &name("noise_pred"), prediction, Tolerance::LATENT);
         }
         for (step, latent) in recorder.after_step.into_iter().enumerate() {

@@ -1,35 +1,54 @@
-//! Arrays: little-endian payloads, moved rather than copied where the platform allows it.
+//! Arrays: little-endian payloads, shared rather than copied where the platform allows it.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{WireError, required};
-use crate::domain::Array;
+use crate::domain::{Array, WireDtype};
 use crate::v1;
 
-/// The payload of an outgoing array: the `Vec` itself, seen as bytes.
-struct Payload(Vec<f32>);
+/// The payload of an outgoing array: the values themselves, seen as bytes.
+struct Payload(Arc<Array>);
 
 impl AsRef<[u8]> for Payload {
     fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
+        bytemuck::cast_slice(self.0.data())
     }
 }
 
-/// Puts an array on the wire as f32, without copying its values on little-endian machines.
-pub fn array_to_wire(array: Array) -> v1::Array {
+/// Puts an array on the wire. As f32 its values are not copied on little-endian machines; as f16 they
+/// are rounded to the nearest.
+pub fn array_to_wire(array: impl Into<Arc<Array>>, dtype: WireDtype) -> v1::Array {
+    let array = array.into();
     // No axis of an array that a render makes comes near 2^32.
     let shape = array.shape().iter().map(|&n| n as u32).collect();
-    let data = if cfg!(target_endian = "little") {
-        Bytes::from_owner(Payload(array.into_data()))
-    } else {
-        array.data().iter().flat_map(|v| v.to_le_bytes()).collect()
+    let (element, data) = match dtype {
+        WireDtype::F32 if cfg!(target_endian = "little") => {
+            (v1::Element::F32, Bytes::from_owner(Payload(array)))
+        }
+        WireDtype::F32 => (v1::Element::F32, array.data().iter().flat_map(|v| v.to_le_bytes()).collect()),
+        WireDtype::F16 => {
+            let mut bytes = Vec::with_capacity(array.data().len() * 2);
+            array.data().iter().for_each(|&v| bytes.extend(half::f16::from_f32(v).to_le_bytes()));
+            (v1::Element::F16, Bytes::from(bytes))
+        }
     };
-    v1::Array { shape, element: v1::Element::F32.into(), data }
+    v1::Array { shape, element: element.into(), checksum: checksum(&data), data }
+}
+
+/// The first eight bytes of the payload's BLAKE3 hash: enough to tell damage.
+fn checksum(data: &[u8]) -> u64 {
+    let hash = blake3::hash(data);
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
 }
 
 /// Reads an array; `field` names it in errors.
 pub fn array_from_wire(array: Option<v1::Array>, field: &'static str) -> Result<Array, WireError> {
     let array = required(array, field)?;
+    if checksum(&array.data) != array.checksum {
+        return Err(WireError::Damaged(field));
+    }
     let data: Vec<f32> = match array.element() {
         v1::Element::F32 => {
             array.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
@@ -49,27 +68,42 @@ pub fn array_from_wire(array: Option<v1::Array>, field: &'static str) -> Result<
 mod tests {
     use super::*;
 
+    fn wire(array: Array) -> v1::Array {
+        array_to_wire(array, WireDtype::F32)
+    }
+
     #[test]
     fn arrays_survive_the_wire_to_the_bit() {
         let array = Array::new([2, 3], vec![0.0, -0.0, 1.5, f32::MIN_POSITIVE, f32::NAN, 7e30]).unwrap();
-        let back = array_from_wire(Some(array_to_wire(array.clone())), "x").unwrap();
+        let back = array_from_wire(Some(wire(array.clone())), "x").unwrap();
         let bits = |a: &Array| a.data().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!((back.shape(), bits(&back)), (array.shape(), bits(&array)));
     }
 
     #[test]
     fn a_short_payload_is_refused() {
-        let mut wire = array_to_wire(Array::zeros([4, 2]));
+        let mut wire = wire(Array::zeros([4, 2]));
         wire.data.truncate(30);
+        wire.checksum = checksum(&wire.data);
         let error = array_from_wire(Some(wire), "latent").unwrap_err().to_string();
         assert!(error.contains("latent") && error.contains("8 values, not 7"), "{error}");
     }
 
     #[test]
-    fn half_precision_is_read() {
-        let data: Vec<u8> =
-            [1.5f32, -2.0].iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
-        let wire = v1::Array { shape: vec![2], element: v1::Element::F16.into(), data: data.into() };
-        assert_eq!(array_from_wire(Some(wire), "x").unwrap().data(), [1.5, -2.0]);
+    fn damage_on_the_way_is_found() {
+        let mut wire = wire(Array::zeros([4, 2]));
+        let mut bytes = wire.data.to_vec();
+        bytes[5] ^= 1;
+        wire.data = bytes.into();
+        assert_eq!(array_from_wire(Some(wire), "noise"), Err(WireError::Damaged("noise")));
+    }
+
+    #[test]
+    fn half_precision_is_half_the_bytes_and_rounds_to_the_nearest() {
+        let array = Array::new([3], vec![1.5, -2.0, 0.1]).unwrap();
+        let wire = array_to_wire(array, WireDtype::F16);
+        assert_eq!(wire.data.len(), 6);
+        let back = array_from_wire(Some(wire), "x").unwrap();
+        assert_eq!(back.data(), [1.5, -2.0, half::f16::from_f32(0.1).to_f32()]);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{WireError, array_from_wire, array_to_wire, hash, required};
 use crate::domain::{
-    Array, Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding,
+    Array, Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding, WireDtype,
 };
 use crate::v1;
 
@@ -20,23 +20,23 @@ pub struct TaskFailure {
 /// How a task ended on a worker.
 pub type Outcome = Result<TaskResult, TaskFailure>;
 
-/// Puts a task on the wire under its lease.
-pub fn assignment_to_wire(lease: u64, task: Task) -> v1::Assignment {
+/// Puts a task on the wire: what an assignment carries under its lease. The result is cheap to clone.
+pub fn task_to_wire(task: &Task) -> v1::assignment::Task {
     use v1::assignment::Task as Wire;
-    let owned = |a: Arc<Array>| Some(array_to_wire(Arc::unwrap_or_clone(a)));
-    let task = match task {
+    let exact = |a: &Arc<Array>| Some(array_to_wire(a.clone(), WireDtype::F32));
+    match task {
         Task::PredictNoise(task) => Wire::PredictNoise(noise_to_wire(task)),
-        Task::EncodeText { prompt } => Wire::EncodeText(v1::EncodeText { prompt }),
-        Task::EncodeTile { image } => Wire::EncodeTile(v1::EncodeTile { image: owned(image) }),
-        Task::DecodeTile { latent } => Wire::DecodeTile(v1::DecodeTile { latent: owned(latent) }),
-    };
-    v1::Assignment { lease, task: Some(task) }
+        Task::EncodeText { prompt } => Wire::EncodeText(v1::EncodeText { prompt: prompt.clone() }),
+        Task::EncodeTile { image } => Wire::EncodeTile(v1::EncodeTile { image: exact(image) }),
+        Task::DecodeTile { latent } => Wire::DecodeTile(v1::DecodeTile { latent: exact(latent) }),
+    }
 }
 
-fn noise_to_wire(task: NoiseTask) -> v1::PredictNoise {
-    let (pag_scale, pag_blocks) = task.pag.map_or((0.0, Vec::new()), |p| (p.scale, p.blocks));
+fn noise_to_wire(task: &NoiseTask) -> v1::PredictNoise {
+    let (pag_scale, pag_blocks) =
+        task.pag.as_ref().map_or((0.0, Vec::new()), |p| (p.scale, p.blocks.clone()));
     v1::PredictNoise {
-        latent: Some(array_to_wire(task.latent)),
+        latent: Some(array_to_wire(task.latent.clone(), task.wire)),
         timestep: task.timestep,
         time_ids: task.time_ids.to_vec(),
         conditioning: task.conditioning.0.to_vec().into(),
@@ -78,8 +78,13 @@ fn noise_from_wire(task: v1::PredictNoise) -> Result<NoiseTask, WireError> {
             return Err(WireError::invalid(field, value, "a finite number"));
         }
     }
+    let wire = match task.latent.as_ref().map(v1::Array::element) {
+        Some(v1::Element::F16) => WireDtype::F16,
+        _ => WireDtype::F32,
+    };
     Ok(NoiseTask {
-        latent: three_axes(array_from_wire(task.latent, "latent")?, "latent")?,
+        wire,
+        latent: Arc::new(three_axes(array_from_wire(task.latent, "latent")?, "latent")?),
         timestep: task.timestep,
         time_ids,
         conditioning: conditioning_id_from_wire(&task.conditioning)?,
@@ -88,18 +93,18 @@ fn noise_from_wire(task: v1::PredictNoise) -> Result<NoiseTask, WireError> {
     })
 }
 
-/// Puts a lease and its outcome on the wire.
-pub fn report_to_wire(lease: u64, outcome: Outcome) -> v1::Report {
+/// Puts a lease and its outcome on the wire; noise travels as `wire`, everything else as f32.
+pub fn report_to_wire(lease: u64, outcome: Outcome, wire: WireDtype) -> v1::Report {
     use v1::report::Outcome as Wire;
     let outcome = match outcome {
-        Ok(TaskResult::Noise(noise)) => Wire::Noise(array_to_wire(noise)),
+        Ok(TaskResult::Noise(noise)) => Wire::Noise(array_to_wire(noise, wire)),
         Ok(TaskResult::Text(text)) => Wire::Text(v1::TextEncoding {
-            states: Some(array_to_wire(text.states)),
-            pooled: Some(array_to_wire(text.pooled)),
+            states: Some(array_to_wire(text.states, WireDtype::F32)),
+            pooled: Some(array_to_wire(text.pooled, WireDtype::F32)),
             dropped_tokens: text.dropped_tokens,
         }),
-        Ok(TaskResult::Moments(moments)) => Wire::Moments(array_to_wire(moments)),
-        Ok(TaskResult::Image(image)) => Wire::Image(array_to_wire(image)),
+        Ok(TaskResult::Moments(moments)) => Wire::Moments(array_to_wire(moments, WireDtype::F32)),
+        Ok(TaskResult::Image(image)) => Wire::Image(array_to_wire(image, WireDtype::F32)),
         Err(failure) => Wire::Failure(v1::Failure { message: failure.message, permanent: failure.permanent }),
     };
     v1::Report { lease, outcome: Some(outcome) }
@@ -125,12 +130,15 @@ pub fn report_from_wire(report: v1::Report) -> Result<(u64, Outcome), WireError>
 /// Puts conditioning on the wire.
 pub fn conditioning_to_wire(conditioning: &Conditioning) -> v1::Conditioning {
     let (negative, negative_pooled) = match &conditioning.negative {
-        Some((states, pooled)) => (Some(array_to_wire(states.clone())), Some(array_to_wire(pooled.clone()))),
+        Some((states, pooled)) => (
+            Some(array_to_wire(states.clone(), WireDtype::F32)),
+            Some(array_to_wire(pooled.clone(), WireDtype::F32)),
+        ),
         None => (None, None),
     };
     v1::Conditioning {
-        prompt: Some(array_to_wire(conditioning.prompt.clone())),
-        pooled: Some(array_to_wire(conditioning.pooled.clone())),
+        prompt: Some(array_to_wire(conditioning.prompt.clone(), WireDtype::F32)),
+        pooled: Some(array_to_wire(conditioning.pooled.clone(), WireDtype::F32)),
         negative,
         negative_pooled,
     }
@@ -166,7 +174,8 @@ mod tests {
 
     fn noise_task() -> NoiseTask {
         NoiseTask {
-            latent: Array::zeros([4, 3, 5]),
+            latent: Array::zeros([4, 3, 5]).into(),
+            wire: WireDtype::F16,
             timestep: 981,
             time_ids: [64.0, 40.0, 8.0, 16.0, 64.0, 40.0],
             conditioning: ConditioningId([7; 32]),
@@ -183,7 +192,8 @@ mod tests {
             Task::EncodeTile { image: Arc::new(Array::zeros([3, 8, 8])) },
             Task::DecodeTile { latent: Arc::new(Array::zeros([4, 1, 2])) },
         ] {
-            assert_eq!(assignment_from_wire(assignment_to_wire(3, task.clone())), Ok((3, task)));
+            let wire = v1::Assignment { lease: 3, task: Some(task_to_wire(&task)) };
+            assert_eq!(assignment_from_wire(wire), Ok((3, task)));
         }
         let text =
             TextEncoding { states: Array::zeros([77, 4]), pooled: Array::zeros([2]), dropped_tokens: 5 };
@@ -195,14 +205,17 @@ mod tests {
             Ok(TaskResult::Image(Array::zeros([3, 8, 8]))),
             Err(failure),
         ] {
-            assert_eq!(report_from_wire(report_to_wire(9, outcome.clone())), Ok((9, outcome)));
+            assert_eq!(
+                report_from_wire(report_to_wire(9, outcome.clone(), WireDtype::F32)),
+                Ok((9, outcome))
+            );
         }
     }
 
     #[test]
     fn malformed_tasks_name_the_field() {
         let wire = |change: fn(&mut v1::PredictNoise)| {
-            let mut task = noise_to_wire(noise_task());
+            let mut task = noise_to_wire(&noise_task());
             change(&mut task);
             noise_from_wire(task).unwrap_err().to_string()
         };
@@ -210,6 +223,9 @@ mod tests {
         assert!(wire(|t| t.conditioning.truncate(31)).contains("31 bytes"));
         assert!(wire(|t| t.guidance_scale = f32::NAN).contains("guidance_scale"));
         assert!(wire(|t| t.latent = None).contains("latent"));
-        assert!(wire(|t| t.latent = Some(array_to_wire(Array::zeros([4, 0, 5])))).contains("three axes"));
+        assert!(
+            wire(|t| t.latent = Some(array_to_wire(Array::zeros([4, 0, 5]), WireDtype::F32)))
+                .contains("three axes")
+        );
     }
 }

@@ -4,12 +4,18 @@
 //! [`crate::convert`], the only place that validates messages.
 
 mod array;
+mod control;
+mod hello;
 mod model;
 mod task;
 
 pub use array::{Array, ShapeError};
+pub use control::{Progressed, RenderState, RenderStatus, WorkerChange, WorkerState, WorkerStatus};
+pub use hello::{Hello, Identifier, PROTOCOL, Welcome};
 pub use model::{
     BetaSchedule, Component, Dtype, Fingerprint, ModelDescription, NumericClass, PAPER_SLIDER_SHARES,
     PredictionType, Preset, ScheduleConfig, TimestepSpacing,
 };
-pub use task::{Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding};
+pub use task::{
+    Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding, WireDtype,
+};

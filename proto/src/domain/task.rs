@@ -59,11 +59,24 @@ pub struct PagScale {
     pub blocks: Vec<String>,
 }
 
+/// How latents and noise predictions travel between coordinator and worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WireDtype {
+    /// Exactly.
+    #[default]
+    F32,
+    /// In half the bytes, rounded to the nearest.
+    F16,
+}
+
 /// "What noise is in this patch?"
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoiseTask {
     /// The noisy window, (channels, height, width) in latent pixels.
-    pub latent: Array,
+    pub latent: Arc<Array>,
+    /// How window and answer travel.
+    pub wire: WireDtype,
     /// t: training timestep.
     pub timestep: u32,
     /// `(H, W, top, left, H, W)` in image pixels: canvas size, crop, target size.

@@ -24,7 +24,7 @@ pub(crate) fn farm_of(model: &str) -> EmbeddedFarm {
     let source = ModelSource::parse(model).expect("the model is known");
     let options =
         LoadOptions { device: DeviceChoice::Cpu, dtype: Some(Dtype::F32), hub: HubOptions::from_env() };
-    farm_with(move || model::load(&source, &options).map(|m| Box::new(m) as Box<dyn Backend>))
+    farm_with(move || model::open(&source, &options))
 }
 
 /// A farm of one on any backend.
@@ -32,7 +32,7 @@ pub(crate) fn farm_with(
     load: impl FnOnce() -> Result<Box<dyn Backend>, LoadError> + Send + 'static,
 ) -> EmbeddedFarm {
     let device = DeviceThread::start(load).expect("the backend loads");
-    let session = SessionOptions { name: "test".into(), device: "cpu".into(), slots: 2 };
+    let session = SessionOptions { name: "test".into(), device: "cpu".into(), slots: 2, reconnects: false };
     EmbeddedFarm::start(Arc::new(device), session)
 }
 
@@ -107,7 +107,7 @@ impl Backend for Fake {
         let text = conditioning.pooled.data()[0];
         let place: f32 = task.time_ids.iter().zip([0.1, 0.2, 0.3, 0.5, 0.7, 1.1]).map(|(a, b)| a * b).sum();
         let mean = task.latent.data().iter().sum::<f32>() / task.latent.data().len() as f32;
-        let mut noise = task.latent.clone();
+        let mut noise = Array::clone(&task.latent);
         let offset = text + place * 0.01 + mean + task.timestep as f32 * 0.001;
         noise.data_mut().iter_mut().for_each(|v| *v = (*v * 1.2 + offset).sin());
         (self.spoil)("patch", noise)

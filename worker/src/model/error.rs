@@ -12,6 +12,9 @@ pub enum LoadError {
          `stabilityai/stable-diffusion-xl-base-1.0`"
     )]
     UnknownSource(String),
+    /// The synthetic model's options make no sense.
+    #[error("{0}: write `synthetic:latency=MILLISECONDS,side=LATENT_PIXELS`, both optional")]
+    SyntheticOption(String),
     /// A file that the model must have is missing.
     #[error("{file} is missing; {remedy}")]
     MissingFile {

@@ -99,7 +99,8 @@ mod tests {
     fn guidance_follows_its_formulas() {
         let pag = PagScale { scale: 3.0, blocks: strings(&["mid"]) };
         let task = |guidance_scale, pag: Option<&PagScale>| NoiseTask {
-            latent: Array::zeros([1, 1, 1]),
+            latent: Array::zeros([1, 1, 1]).into(),
+            wire: Default::default(),
             timestep: 1,
             time_ids: [0.0; 6],
             conditioning: ConditioningId([0; 32]),

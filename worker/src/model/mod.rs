@@ -27,6 +27,6 @@ mod weights;
 
 pub use error::LoadError;
 pub use hub::{HubError, HubOptions};
-pub use sdxl::{LoadOptions, SdxlModel, load};
+pub use sdxl::{LoadOptions, SdxlModel, load, open};
 pub use select::DeviceChoice;
 pub use source::ModelSource;

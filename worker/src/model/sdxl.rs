@@ -25,6 +25,7 @@ use super::vae::Vae;
 use super::weights::{Mode, Weights};
 use super::{layout, pocket};
 use crate::backend::{Backend, BackendError};
+use crate::synthetic::Synthetic;
 
 /// How to load a model.
 #[derive(Debug, Clone)]
@@ -37,13 +38,22 @@ pub struct LoadOptions {
     pub hub: HubOptions,
 }
 
-/// Finds, checks and opens a model. Fetches it first where it is the hub's.
+/// Opens any model: one with weights as [`load`] does, or the synthetic one.
+pub fn open(source: &ModelSource, options: &LoadOptions) -> Result<Box<dyn Backend>, LoadError> {
+    match source {
+        ModelSource::Synthetic(synthetic) => Ok(Box::new(Synthetic::new(*synthetic))),
+        _ => Ok(Box::new(load(source, options)?)),
+    }
+}
+
+/// Finds, checks and opens a model with weights. Fetches it first where it is the hub's.
 pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<SdxlModel, LoadError> {
     let device = options.device.open()?;
     let dtype = dtype_for(&device, options.dtype);
     let prefer_half = dtype != Dtype::F32;
     let files = match source {
         ModelSource::Pocket => ModelFiles::Embedded(pocket::FILES),
+        ModelSource::Synthetic(_) => return Err(LoadError::UnknownSource(source.name())),
         ModelSource::Folder(path) => ModelFiles::Folder(path.clone()),
         ModelSource::Hub { id, revision } => {
             ModelFiles::Folder(hub::fetch(&options.hub, id, revision.as_deref(), prefer_half)?)

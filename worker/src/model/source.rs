@@ -1,8 +1,9 @@
-//! What a user calls a model: `pocket`, a folder, or a hub id.
+//! What a user calls a model: `pocket`, a folder, a hub id, or, for tests and benchmarks, `synthetic`.
 
 use std::path::PathBuf;
 
 use super::error::LoadError;
+use crate::synthetic::{Synthetic, SyntheticOptions};
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub enum ModelSource {
     Pocket,
     /// A folder in the layout of the public SDXL repositories.
     Folder(PathBuf),
+    /// A stand-in without weights, for tests and benchmarks.
+    Synthetic(SyntheticOptions),
     /// A repository of the hub.
     Hub {
         /// `organisation/name`.
@@ -21,11 +24,17 @@ pub enum ModelSource {
 }
 
 impl ModelSource {
-    /// `pocket`; an existing folder; or `org/name` with an optional `@revision`. Looks at the file
-    /// system only to see whether the folder exists.
+    /// `pocket`; an existing folder; `org/name` with an optional `@revision`; or `synthetic` with options
+    /// (see [`SyntheticOptions`]). Looks at the file system only to see whether the folder exists.
     pub fn parse(text: &str) -> Result<Self, LoadError> {
         if text == "pocket" {
             return Ok(Self::Pocket);
+        }
+        if let Some(rest) = text.strip_prefix("synthetic")
+            && (rest.is_empty() || rest.starts_with(':'))
+        {
+            let options = rest.trim_start_matches(':').parse();
+            return options.map(Self::Synthetic).map_err(LoadError::SyntheticOption);
         }
         let path = PathBuf::from(text);
         if path.is_dir() {
@@ -52,6 +61,7 @@ impl ModelSource {
     pub fn name(&self) -> String {
         match self {
             Self::Pocket => "pocket".to_owned(),
+            Self::Synthetic(_) => Synthetic::NAME.to_owned(),
             Self::Folder(path) => {
                 let full = path.canonicalize().unwrap_or_else(|_| path.clone());
                 full.file_name()
@@ -65,11 +75,24 @@ impl ModelSource {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn sources_are_told_apart() {
         assert_eq!(ModelSource::parse("pocket").unwrap(), ModelSource::Pocket);
+        let synthetic = SyntheticOptions { latency: Duration::from_millis(250), side: 16 };
+        let source = ModelSource::parse("synthetic:latency=250,side=16").unwrap();
+        assert_eq!((source.name(), source), ("synthetic".into(), ModelSource::Synthetic(synthetic)));
+        assert_eq!(
+            ModelSource::parse("synthetic").unwrap(),
+            ModelSource::Synthetic(SyntheticOptions::default())
+        );
+        for bad in ["synthetic:latency", "synthetic:latency=-1", "synthetic:side=0", "synthetic:speed=3"] {
+            let error = ModelSource::parse(bad).unwrap_err().to_string();
+            assert!(error.contains("latency=MILLISECONDS"), "{error}");
+        }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("my-model");
         std::fs::create_dir(&path).unwrap();

@@ -128,15 +128,20 @@ impl Case {
         let mut run = StageRun::new(self.plan.clone(), schedule(self.plan.steps() as u32), self.start());
         let mut flying = Vec::new();
         while !run.is_done() {
-            while let Some(input) = run.next_patch() {
-                flying.push(input);
+            while let Some(start) = run.next_patch() {
+                flying.push(run.rules().input(start));
             }
-            let PatchInput { id, latent, window, timestep, .. } = flying.swap_remove(pick(flying.len()));
-            run.complete(id, network(&latent, window, timestep), &mut ());
+            let outcome = answered(&run, flying.swap_remove(pick(flying.len())));
+            run.complete(outcome, &mut ());
         }
         assert_eq!(run.progress().0, self.plan.len());
         run.into_latent()
     }
+}
+
+fn answered(run: &StageRun, input: PatchInput) -> PatchOutcome {
+    let prediction = network(&input.latent, input.window, input.timestep);
+    run.rules().outcome(input, prediction)
 }
 
 fn bits(a: &Array) -> Vec<u32> {
@@ -191,8 +196,9 @@ fn blending_touches_nothing_outside_the_zone() {
         let case = Case::new(kind, size, 3, 2, 4);
         let mut watch = Watch { size, last: None, plan: case.plan.clone() };
         let mut run = StageRun::new(case.plan.clone(), schedule(3), case.start());
-        while let Some(PatchInput { id, latent, window, timestep, .. }) = run.next_patch() {
-            run.complete(id, network(&latent, window, timestep), &mut watch);
+        while let Some(start) = run.next_patch() {
+            let outcome = answered(&run, run.rules().input(start));
+            run.complete(outcome, &mut watch);
         }
         assert!(run.is_done());
     }

@@ -1,0 +1,254 @@
+//! What comes back from workers, and what people see and change of them.
+
+use std::sync::Arc;
+
+use gigasmith_proto::convert::{Outcome, TaskFailure};
+use gigasmith_proto::domain::{Component, Task, TaskResult, WorkerChange, WorkerState, WorkerStatus};
+use gigasmith_proto::v1;
+use gigasmith_proto::v1::coordinator_message::Message;
+
+use super::super::admission::Question;
+use super::super::table::{LEASE, LeaseId, Verdict, WorkerId};
+use super::super::{TaskError, WorkerError, check};
+use super::Owner;
+use super::members::Wish;
+
+impl Owner {
+    /// Takes in a report, whatever it is of, and acknowledges it.
+    pub(super) fn report(&mut self, worker: WorkerId, lease: LeaseId, outcome: Outcome) {
+        self.table.hear(self.now(), worker);
+        self.send(worker, Message::Acknowledge(v1::Acknowledge { lease: lease.0 }));
+        if self.exams.get(&lease) == Some(&worker) {
+            self.exams.remove(&lease);
+            return self.examined(worker, outcome);
+        }
+        let (Some(id), Some(model)) = (self.table.leased(worker, lease), self.model_of(worker)) else {
+            tracing::debug!(lease = lease.0, "a late result was dropped");
+            return;
+        };
+        let task = &self.pending[&id].task;
+        let checked = outcome.and_then(|result| match check::shape(task, &result, &model) {
+            Ok(()) => Ok(result),
+            Err(message) => Err(TaskFailure { message, permanent: false }),
+        });
+        match checked {
+            Ok(TaskResult::Noise(noise)) if self.admission.is_unconfirmed(worker) => {
+                self.found(worker, lease, noise);
+            }
+            Ok(result) => self.succeeded(worker, lease, result),
+            Err(failure) => self.failed(worker, lease, failure),
+        }
+    }
+
+    /// Holds a founder's patch until its first one is confirmed.
+    fn found(&mut self, worker: WorkerId, lease: LeaseId, noise: gigasmith_proto::domain::Array) {
+        let id = self.table.leased(worker, lease).expect("the caller looked");
+        let Task::PredictNoise(task) = &self.pending[&id].task else { unreachable!("noise answers a patch") };
+        let shelf = self.shelf.lock().expect("no holder panics");
+        let conditioning = shelf.get(&task.conditioning).and_then(std::sync::Weak::upgrade);
+        drop(shelf);
+        if let Some(conditioning) = conditioning {
+            let question = Question { task: task.clone(), conditioning };
+            self.admission.founding_patch(worker, question, Arc::new(noise.clone()));
+        }
+        self.held.push((worker, lease, TaskResult::Noise(noise)));
+        self.reopen(worker);
+    }
+
+    fn examined(&mut self, worker: WorkerId, outcome: Outcome) {
+        match outcome {
+            Ok(TaskResult::Noise(answer)) => self.admission.answered(worker, Arc::new(answer)),
+            Ok(_) => self.admission.exam_failed(worker, "its answer is of another kind"),
+            Err(failure) => self.admission.exam_failed(worker, &failure.message),
+        }
+        if !self.admission.is_unconfirmed(worker) {
+            self.release_held(worker);
+        }
+        if let Some((true, reason)) = self.admission.objection(worker) {
+            let name = self.members.get(worker).map_or("", |m| m.name.as_str());
+            tracing::error!(worker = name, reason, "a worker is refused");
+            self.tell(worker, format!("refused: {reason}"));
+        }
+        self.reopen_all();
+    }
+
+    /// A founder is confirmed, or refused: its patches count, or go to others.
+    fn release_held(&mut self, worker: WorkerId) {
+        let held = std::mem::take(&mut self.held);
+        let (mine, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|(w, ..)| *w == worker);
+        self.held = others;
+        let is_refused = self.admission.objection(worker).is_some();
+        for (_, lease, result) in mine {
+            if self.table.leased(worker, lease).is_none() {
+                continue;
+            }
+            if is_refused {
+                let message = "the worker contradicted itself".to_owned();
+                self.failed(worker, lease, TaskFailure { message, permanent: false });
+            } else {
+                self.succeeded(worker, lease, result);
+            }
+        }
+    }
+
+    fn succeeded(&mut self, worker: WorkerId, lease: LeaseId, result: TaskResult) {
+        if let Verdict::Done(id) = self.table.succeed(self.now(), worker, lease) {
+            if let Some(member) = self.members.get_mut(worker) {
+                member.done += 1;
+            }
+            let pending = self.pending.remove(&id).expect("the table knows only pending tasks");
+            // The asker may have gone meanwhile: then nobody wants the answer.
+            let _ = pending.reply.send(Ok(result));
+        }
+    }
+
+    fn failed(&mut self, worker: WorkerId, lease: LeaseId, failure: TaskFailure) {
+        let Some(id) = self.table.leased(worker, lease) else { return };
+        let kind = self.pending[&id].task.kind();
+        let name = self.members.get_mut(worker).map_or_else(String::new, |member| {
+            member.failed += 1;
+            member.name.clone()
+        });
+        let TaskFailure { message, permanent } = failure;
+        tracing::warn!(worker = name, kind, message, "a task failed");
+        let verdict = self.table.fail(self.now(), worker, lease, permanent);
+        if self.table.is_blocked(worker) {
+            tracing::error!(worker = name, "a worker fails again and again: it gets no more tasks");
+            self.tell(worker, format!("blocked after several failures in a row, the last: {message}"));
+            self.roster_is_old = true;
+        }
+        match verdict {
+            Verdict::Failed(id, attempts) => {
+                let pending = self.pending.remove(&id).expect("the table knows only pending tasks");
+                // The asker may have gone meanwhile: then nobody wants the answer.
+                let _ = pending.reply.send(Err(TaskError::Failed { kind, attempts, message }));
+            }
+            Verdict::Paused(job, attempts) => {
+                let reason = format!("a {kind} task failed {attempts} times, last on {name}: {message}");
+                if let Some(Some(told)) = self.lanes.get(&job) {
+                    // A render that has ended needs no reason.
+                    let _ = told.send(reason);
+                }
+            }
+            Verdict::Done(_) | Verdict::Again | Verdict::Stale => {}
+        }
+    }
+
+    /// Tells a worker's owner something, once.
+    fn tell(&mut self, worker: WorkerId, text: String) {
+        let Some(member) = self.members.get_mut(worker) else { return };
+        if member.told.as_ref() != Some(&text) {
+            member.told = Some(text.clone());
+            self.send(worker, Message::Notice(v1::Notice { text }));
+        }
+    }
+
+    /// A worker takes no more tasks.
+    pub(super) fn draining(&mut self, worker: WorkerId) {
+        if let Some(member) = self.members.get_mut(worker) {
+            member.wish = Wish::Drain;
+            self.reopen(worker);
+        }
+    }
+
+    pub(super) fn change_worker(
+        &mut self,
+        name: &str,
+        change: WorkerChange,
+    ) -> Result<WorkerStatus, WorkerError> {
+        let Some(worker) = self.members.named(name) else {
+            return self.change_departed(name, change);
+        };
+        self.members.set_disabled(name, change == WorkerChange::Disable);
+        let member = self.members.get_mut(worker).expect("found by its name");
+        match change {
+            WorkerChange::Enable if member.wish == Wish::Drain => {}
+            WorkerChange::Enable => {
+                (member.wish, member.told) = (Wish::Work, None);
+                self.table.forgive(worker);
+                self.admission.retry(worker);
+            }
+            WorkerChange::Disable => member.wish = Wish::Rest,
+            WorkerChange::Drain => {
+                member.wish = Wish::Drain;
+                self.send(worker, Message::Drain(v1::Drain {}));
+            }
+        }
+        self.reopen(worker);
+        Ok(self.status(worker).expect("it is here"))
+    }
+
+    /// A worker that is away can be disabled or enabled for when it returns.
+    fn change_departed(&mut self, name: &str, change: WorkerChange) -> Result<WorkerStatus, WorkerError> {
+        let departed = self.members.departed().find(|d| d.name == name).cloned();
+        match departed {
+            Some(status) if change != WorkerChange::Drain => {
+                self.members.set_disabled(name, change == WorkerChange::Disable);
+                Ok(status)
+            }
+            _ => {
+                let names: Vec<String> = self.statuses().into_iter().map(|s| s.name).collect();
+                let known = match names.is_empty() {
+                    true => "no worker has ever joined".to_owned(),
+                    false => format!("there are {}", names.join(", ")),
+                };
+                Err(WorkerError::Unknown { name: name.to_owned(), known })
+            }
+        }
+    }
+
+    pub(super) fn statuses(&self) -> Vec<WorkerStatus> {
+        let here = self.members.ids().into_iter().filter_map(|worker| self.status(worker));
+        let mut all: Vec<WorkerStatus> = here.chain(self.members.departed().cloned()).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    pub(super) fn status(&self, worker: WorkerId) -> Option<WorkerStatus> {
+        let member = self.members.get(worker)?;
+        let (busy, silent, pace) = self.table.worker(self.now(), worker)?;
+        let (state, reason) = self.state(worker, busy, silent);
+        let unet = member.model.fingerprints.iter().find(|(c, _)| *c == Component::Unet);
+        Some(WorkerStatus {
+            name: member.name.clone(),
+            state,
+            device: member.device.clone(),
+            model: member.model.name.clone(),
+            numeric_class: member.model.numeric_class.to_string(),
+            fingerprint: unet.map_or(String::new(), |(_, f)| f.to_string()),
+            slots: member.slots,
+            busy: busy as u32,
+            done: member.done,
+            failed: member.failed,
+            seconds_per_task: pace.unwrap_or(0) as f64 / 1000.0,
+            silent_for: silent as f64 / 1000.0,
+            reason,
+        })
+    }
+
+    fn state(&self, worker: WorkerId, busy: usize, silent: u64) -> (WorkerState, String) {
+        let member = self.members.get(worker).expect("the caller looked");
+        let is_connected = member.connection(worker).is_some();
+        if !is_connected || silent >= LEASE.0 {
+            let what = if is_connected { "connected, but not heard of" } else { "its connection broke" };
+            return (WorkerState::Silent, format!("{what} for {} s", silent / 1000));
+        }
+        if let Some((true, reason)) = self.admission.objection(worker) {
+            return (WorkerState::Refused, reason);
+        }
+        if self.table.is_blocked(worker) {
+            let last = member.told.clone().unwrap_or_else(|| "it was stuck several times".to_owned());
+            let remedy = format!("{last}; `gigasmith workers enable {}` tries again", member.name);
+            return (WorkerState::Blocked, remedy);
+        }
+        match member.wish {
+            Wish::Drain => return (WorkerState::Draining, "it finishes what it has, and ends".to_owned()),
+            Wish::Rest => return (WorkerState::Disabled, "`gigasmith workers disable`".to_owned()),
+            Wish::Work => {}
+        }
+        if let Some((false, reason)) = self.admission.objection(worker) {
+            return (WorkerState::Examined, reason);
+        }
+        (if busy > 0 { WorkerState::Working } else { WorkerState::Idle }, String::new())
+    }
+}

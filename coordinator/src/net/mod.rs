@@ -1,0 +1,56 @@
+//! The coordinator's door: who may come in, and how much of them.
+//!
+//! One port serves workers, people and probes. [`serve`] sets the limits of every connection, [`auth`]
+//! asks for the shared token, [`doorman`] counts connections, [`certs`] makes certificates for a farm of
+//! one's own.
+
+pub mod auth;
+pub mod certs;
+pub mod doorman;
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_stream::Stream;
+use tonic::service::Routes;
+use tonic::transport::server::Connected;
+use tonic::transport::{Server, ServerTlsConfig};
+
+/// Bytes in flight per stream: several of the largest patches, so that none waits for a window update.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A connection that does not answer a ping for so long is broken.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10));
+/// Streams at a time on one connection: a worker needs two, a person a few.
+const STREAMS: u32 = 64;
+/// Bytes of request headers.
+const HEADERS: u32 = 16 << 10;
+/// Bytes of one frame: fewer, larger ones than the default cost less.
+const FRAME: u32 = 1 << 20;
+
+/// Serves `routes` to the connections that `incoming` yields until `shutdown` resolves.
+pub async fn serve<IO, E>(
+    routes: Routes,
+    incoming: impl Stream<Item = Result<IO, E>> + Send + 'static,
+    tls: Option<ServerTlsConfig>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), tonic::transport::Error>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    IO::ConnectInfo: Clone + Send + Sync + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    let mut server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .max_concurrent_streams(STREAMS)
+        .http2_max_header_list_size(HEADERS)
+        .max_frame_size(FRAME);
+    if let Some(tls) = tls {
+        server = server.tls_config(tls)?;
+    }
+    server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown).await
+}

@@ -1,0 +1,71 @@
+//! Introductions.
+
+use super::{WireError, model_from_wire, model_to_wire, required};
+use crate::domain::{Hello, Identifier, PROTOCOL, Welcome};
+use crate::v1;
+
+/// The most tasks a worker may ask to have in flight.
+const MAX_SLOTS: u32 = 64;
+/// The longest name, in bytes.
+const MAX_NAME: usize = 128;
+
+/// Puts an introduction on the wire.
+pub fn hello_to_wire(hello: &Hello) -> v1::Hello {
+    v1::Hello {
+        name: hello.name.clone(),
+        device: hello.device.clone(),
+        slots: hello.slots,
+        model: Some(model_to_wire(&hello.model)),
+        protocol: PROTOCOL,
+        instance: hello.instance.0.to_vec().into(),
+        incarnation: hello.incarnation.map(|i| i.0.to_vec()).unwrap_or_default().into(),
+        leases: hello.leases.clone(),
+    }
+}
+
+/// Reads an introduction. Another version of the protocol is the first thing to be refused.
+pub fn hello_from_wire(hello: v1::Hello) -> Result<Hello, WireError> {
+    if hello.protocol != PROTOCOL {
+        let expected = "this coordinator speaks version 1: use the same release of gigasmith on both sides";
+        return Err(WireError::invalid("protocol", hello.protocol, expected));
+    }
+    if !(1..=MAX_SLOTS).contains(&hello.slots) {
+        return Err(WireError::invalid("slots", hello.slots, "give 1 to 64"));
+    }
+    let name = hello.name.trim();
+    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        return Err(WireError::invalid("name", format!("{name:?}"), "a name has 1 to 128 printable bytes"));
+    }
+    Ok(Hello {
+        name: name.to_owned(),
+        device: hello.device,
+        slots: hello.slots,
+        model: model_from_wire(required(hello.model, "model")?)?,
+        instance: identifier(&hello.instance, "instance")?,
+        incarnation: match &hello.incarnation[..] {
+            [] => None,
+            bytes => Some(identifier(bytes, "incarnation")?),
+        },
+        leases: hello.leases,
+    })
+}
+
+/// Puts the answer on the wire.
+pub fn welcome_to_wire(welcome: &Welcome) -> v1::Welcome {
+    v1::Welcome {
+        name: welcome.name.clone(),
+        incarnation: welcome.incarnation.0.to_vec().into(),
+        leases: welcome.leases.clone(),
+    }
+}
+
+/// Reads the answer.
+pub fn welcome_from_wire(welcome: v1::Welcome) -> Result<Welcome, WireError> {
+    let incarnation = identifier(&welcome.incarnation, "incarnation")?;
+    Ok(Welcome { name: welcome.name, incarnation, leases: welcome.leases })
+}
+
+fn identifier(bytes: &[u8], field: &'static str) -> Result<Identifier, WireError> {
+    let bytes = bytes.try_into();
+    bytes.map(Identifier).map_err(|_| WireError::invalid(field, "of another length", "it has 16 bytes"))
+}

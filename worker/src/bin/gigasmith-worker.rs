@@ -1,0 +1,50 @@
+//! The program `gigasmith-worker`: one device, one model, for a coordinator elsewhere.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use gigasmith_worker::cli::{self, WorkerArgs};
+use gigasmith_worker::settings;
+
+/// Computes patches for a gigasmith coordinator.
+#[derive(Debug, Parser)]
+#[command(name = "gigasmith-worker", version, about)]
+struct Cli {
+    /// Settings file; gigasmith.toml in the working folder unless given.
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    worker: WorkerArgs,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().collect();
+    let command = match settings::apply(Cli::command(), &args) {
+        Ok(command) => command,
+        Err(error) => return fail(&error, 2),
+    };
+    let cli = match Cli::from_arg_matches(&command.get_matches_from(args)) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error,gigasmith_worker=info"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let asks = match cli::signals() {
+        Ok(asks) => asks,
+        Err(error) => return fail(&error, 1),
+    };
+    match cli::run(cli.worker, asks).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 3),
+    }
+}
+
+fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    // Nobody reads a closed standard error.
+    let _ = writeln!(std::io::stderr(), "gigasmith-worker: {error}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,150 @@
+//! What a user types to start a worker: the same for `gigasmith worker` and the slim `gigasmith-worker`.
+
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use gigasmith_proto::domain::Dtype;
+use tokio::sync::mpsc;
+
+use crate::connect::{ConnectArgs, ConnectError};
+use crate::device::{DeviceThread, StartError};
+use crate::lifecycle::Ask;
+use crate::model::{self, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource};
+use crate::session::{self, Asks, SessionError, SessionOptions};
+
+/// Which device, and what it computes in.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Device: auto, cpu, cuda, cuda:N or metal.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+    /// Number format of the noise predictor; f32 on a CPU and f16 on a GPU unless given.
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub dtype: Option<DtypeArg>,
+}
+
+/// A number format as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// 32-bit floats.
+    F32,
+    /// Half precision.
+    F16,
+    /// Half precision with the range of f32.
+    Bf16,
+}
+
+impl From<DtypeArg> for Dtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::F16 => Self::F16,
+            DtypeArg::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// Arguments of a worker.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
+    /// Where to find the coordinator.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// The model: pocket, a folder in the diffusers layout, a hub id such as
+    /// stabilityai/stable-diffusion-xl-base-1.0, or synthetic, a stand-in for tests and benchmarks.
+    #[arg(short, long, value_name = "MODEL", default_value = "pocket")]
+    pub model: String,
+    /// Where to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// What to call this worker; made unique by the coordinator. The machine's name and the device
+    /// unless given.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Tasks in flight: one computed, the others waiting, so that the device never idles.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub slots: u32,
+}
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerFailure {
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Loading broke off.
+    #[error("{0}")]
+    Start(String),
+    /// The coordinator cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The coordinator does not want us.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// Loads a model and starts the thread that owns it. Minutes, where there is something to download.
+pub async fn start_device(source: ModelSource, args: &DeviceArgs) -> Result<DeviceThread, WorkerFailure> {
+    let options =
+        LoadOptions { device: args.device, dtype: args.dtype.map(Dtype::from), hub: HubOptions::from_env() };
+    let load = move || model::open(&source, &options);
+    // A blocking thread of its own, so that signals get through meanwhile.
+    let loaded = tokio::task::spawn_blocking(|| DeviceThread::start(load)).await;
+    let loaded = loaded.map_err(|e| WorkerFailure::Start(format!("loading the model broke off: {e}")))?;
+    loaded.map_err(|error| match error {
+        StartError::Load(error) => WorkerFailure::Load(error),
+        error @ StartError::Panicked => WorkerFailure::Start(error.to_string()),
+    })
+}
+
+/// Runs a worker until it is drained. `asks` must stay open.
+pub async fn run(args: WorkerArgs, asks: Asks) -> Result<(), WorkerFailure> {
+    let source = ModelSource::parse(&args.model)?;
+    let (token, channel) = (args.connect.token()?, args.connect.lazy()?);
+    let device = Arc::new(start_device(source, &args.device).await?);
+    let backend = device.description().numeric_class.to_string();
+    let options = SessionOptions {
+        name: args.name.unwrap_or_else(|| default_name(&args.device.device.to_string(), &backend)),
+        device: backend,
+        slots: args.slots,
+        reconnects: true,
+    };
+    tracing::info!(model = args.model, class = options.device, "the model is ready");
+    session::serve(channel, token, device, options, asks).await?;
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// The machine's name and the device.
+fn default_name(device: &str, backend: &str) -> String {
+    let host = gethostname::gethostname().to_string_lossy().into_owned();
+    let device = if device == "auto" { backend.split('/').next().unwrap_or("device") } else { device };
+    format!("{host}-{}", device.replace(':', ""))
+}
+
+/// Turns the system's signals into asks: Ctrl-C is a person's, SIGTERM a supervisor's.
+pub fn signals() -> std::io::Result<Asks> {
+    let (asks, received) = mpsc::unbounded_channel();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::spawn(async move {
+            loop {
+                let ask = tokio::select! {
+                    _ = interrupt.recv() => Ask::Interrupt,
+                    _ = terminate.recv() => Ask::Drain,
+                };
+                if asks.send(ask).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    #[cfg(not(unix))]
+    tokio::spawn(async move {
+        while tokio::signal::ctrl_c().await.is_ok() && asks.send(Ask::Interrupt).is_ok() {}
+    });
+    Ok(received)
+}

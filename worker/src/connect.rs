@@ -1,0 +1,178 @@
+//! How a process reaches a coordinator: address, encryption, token. Workers and people alike.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Status};
+
+/// Where a coordinator listens unless told otherwise.
+pub const DEFAULT_ADDRESS: &str = "http://127.0.0.1:7464";
+/// Bytes in flight per stream: several of the largest tiles, so that no patch waits for a window update.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that does not answer a ping for so long is broken.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10));
+
+/// How to reach the coordinator.
+#[derive(Debug, Clone, Args)]
+pub struct ConnectArgs {
+    /// The coordinator's address: http://HOST:PORT, or https:// where it speaks TLS.
+    #[arg(long, value_name = "URL", default_value = DEFAULT_ADDRESS)]
+    pub coordinator: String,
+    /// A file with the farm's shared token.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Certificate of the authority that signed the coordinator's certificate, for https://.
+    #[arg(long, value_name = "FILE.pem")]
+    pub tls_ca: Option<PathBuf>,
+    /// Our own certificate, where the coordinator asks for one.
+    #[arg(long, value_name = "FILE.pem", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of our own certificate.
+    #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// Why a coordinator cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address makes no sense.
+    #[error("coordinator {0} is no address: give http://HOST:PORT or https://HOST:PORT")]
+    Address(String),
+    /// A file cannot be read or used.
+    #[error("cannot use {path}: {reason}")]
+    File {
+        /// Which file.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Nobody answers, or not in our language.
+    #[error("cannot reach the coordinator at {address}: {reason}")]
+    Unreachable {
+        /// The address.
+        address: String,
+        /// Why not, and what to try.
+        reason: String,
+    },
+}
+
+/// The farm's shared token, put on every request.
+#[derive(Clone, Default)]
+pub struct Token(Option<MetadataValue<Ascii>>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Token(hidden)" } else { "Token(none)" })
+    }
+}
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Reads a token file: one line, trimmed, at least 16 characters.
+pub fn read_token(path: &Path) -> Result<String, ConnectError> {
+    let fail = |reason: String| ConnectError::File { path: path.display().to_string(), reason };
+    let token = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let token = token.trim();
+    let is_plain = token.bytes().all(|b| b.is_ascii_graphic());
+    if token.len() < 16 || !is_plain {
+        let remedy = "make one with `openssl rand -hex 32`";
+        return Err(fail(format!("a token is one line of at least 16 printable characters; {remedy}")));
+    }
+    Ok(token.to_owned())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
+    std::fs::read(path)
+        .map_err(|e| ConnectError::File { path: path.display().to_string(), reason: e.to_string() })
+}
+
+impl ConnectArgs {
+    /// The token to show.
+    pub fn token(&self) -> Result<Token, ConnectError> {
+        let Some(path) = &self.token_file else { return Ok(Token(None)) };
+        let header = format!("Bearer {}", read_token(path)?);
+        let header = header.parse().expect("a token is printable");
+        Ok(Token(Some(header)))
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, ConnectError> {
+        let address = || ConnectError::Address(self.coordinator.clone());
+        let endpoint = Endpoint::from_shared(self.coordinator.clone()).map_err(|_| address())?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1)
+            .keep_alive_while_idle(true);
+        match endpoint.uri().scheme_str() {
+            Some("http") => Ok(endpoint),
+            Some("https") => {
+                let mut tls = ClientTlsConfig::new().with_webpki_roots();
+                if let Some(path) = &self.tls_ca {
+                    tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?));
+                }
+                if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
+                    tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+                }
+                endpoint
+                    .tls_config(tls)
+                    .map_err(|e| ConnectError::File { path: "the TLS files".into(), reason: chain(&e) })
+            }
+            _ => Err(address()),
+        }
+    }
+
+    /// A channel that connects when it is first used, and again whenever it has to.
+    pub fn lazy(&self) -> Result<Channel, ConnectError> {
+        Ok(self.endpoint()?.connect_lazy())
+    }
+
+    /// Connects now.
+    pub async fn connect(&self) -> Result<Channel, ConnectError> {
+        self.endpoint()?.connect().await.map_err(|e| self.unreachable(&chain(&e)))
+    }
+
+    /// What to say when the coordinator cannot be reached.
+    pub fn unreachable(&self, reason: &str) -> ConnectError {
+        let is_plain = self.coordinator.starts_with("http://");
+        let hint = match () {
+            () if reason.contains("refused") => "; is `gigasmith serve` running there?",
+            () if is_plain && !reason.contains("dns") => "; if it speaks TLS, use https:// and --tls-ca",
+            () if reason.contains("UnknownIssuer") => "; pass its authority with --tls-ca",
+            () if reason.contains("CertificateRequired") => {
+                "; it wants a certificate: --tls-cert and --tls-key"
+            }
+            () => "",
+        };
+        ConnectError::Unreachable { address: self.coordinator.clone(), reason: format!("{reason}{hint}") }
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
