@@ -6,12 +6,16 @@
 
 #[cfg(feature = "embedded-worker")]
 pub mod cli;
+pub mod control;
 #[cfg(feature = "embedded-worker")]
 pub mod embedded;
 pub mod farm;
+pub mod jobs;
 pub mod net;
 pub mod output;
 pub mod render;
+pub mod request;
 pub mod sampler;
 pub mod spec;
+pub mod store;
 pub mod verify;

@@ -59,6 +59,26 @@ pub trait Progress: Send {
 /// Says nothing.
 impl Progress for () {}
 
+/// Where finished stages are kept, so that a render that is begun again need not run them again.
+pub trait StageArchive: Sync {
+    /// The latent of a finished stage, where it is kept and whole.
+    fn load(&self, stage: u32) -> impl Future<Output = Option<Array>> + Send;
+    /// Keeps the latent of a finished stage. A place that cannot be written costs a repetition, never the
+    /// render: the error is a warning.
+    fn save(&self, stage: u32, latent: &Array) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// Keeps nothing.
+impl StageArchive for () {
+    async fn load(&self, _: u32) -> Option<Array> {
+        None
+    }
+
+    async fn save(&self, _: u32, _: &Array) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 /// The pieces that render, verify and tests share: a lane, its model, the text and the guidance.
 #[derive(Debug, Clone)]
 pub struct Sampling {
@@ -103,6 +123,17 @@ pub async fn render(
     inputs: RenderInputs,
     progress: &mut dyn Progress,
 ) -> Result<Rendered, RenderError> {
+    render_with(lane, spec, inputs, &(), progress).await
+}
+
+/// Renders a picture, from the newest stage that the archive has.
+pub async fn render_with(
+    lane: Arc<Lane>,
+    spec: &RenderSpec,
+    inputs: RenderInputs,
+    archive: &impl StageArchive,
+    progress: &mut dyn Progress,
+) -> Result<Rendered, RenderError> {
     let schedule = Schedule::new(&lane.model().schedule, spec.steps)?;
     progress.phase("encoding text");
     let conditioning = encode_prompts(&lane, spec, progress).await?;
@@ -116,26 +147,54 @@ pub async fn render(
     };
     let render = Render { sampling, spec, schedule };
     let stages = spec.upscales.len() as u32 + 1;
-    let (mut picture, mut latent) = match inputs.picture {
-        Some(picture) => (picture, None),
-        None => render.base(stages, progress).await?,
-    };
     let mut given = inputs.plans.map(Vec::into_iter);
     let mut plans = Vec::new();
     for (stage, upscale) in (1..).zip(&spec.upscales) {
-        let plan =
-            given.as_mut().and_then(Iterator::next).unwrap_or_else(|| render.draw_plan(stage, upscale));
+        let plan = given.as_mut().and_then(Iterator::next);
+        plans.push(plan.unwrap_or_else(|| render.draw_plan(stage, upscale)));
+    }
+    let (done, mut latent) = newest(archive, stages).await.map_or((None, None), |(s, l)| (Some(s), Some(l)));
+    let mut picture = match (&latent, inputs.picture) {
+        (Some(latent), _) => render.to_picture(done.unwrap_or(0), latent, progress).await?,
+        (None, Some(picture)) => picture,
+        (None, None) => {
+            let base = render.base(stages, progress).await?;
+            keep(archive, 0, &base, progress).await;
+            let picture = render.to_picture(0, &base, progress).await?;
+            latent = Some(base);
+            picture
+        }
+    };
+    for ((stage, upscale), plan) in (1..).zip(&spec.upscales).zip(&plans) {
+        if done.is_some_and(|done| stage <= done) {
+            continue;
+        }
         progress.phase("encoding");
         let start = render.upscale_start(stage, upscale, &picture).await?;
         progress.stage(stage, stages, upscale.size, plan.len());
-        let stage_run = StageRun::new(plan.clone(), render.schedule.clone(), start);
-        let done = render.sampling.run_stage(stage, upscale.size, stage_run, &mut (), progress).await?;
-        progress.phase("decoding");
-        picture = to_picture(&render.sampling.decode(stage, spec.vae, &done).await?);
-        latent = Some(done);
-        plans.push(plan);
+        let run = StageRun::new(plan.clone(), render.schedule.clone(), start);
+        let denoised = render.sampling.run_stage(stage, upscale.size, run, &mut (), progress).await?;
+        keep(archive, stage, &denoised, progress).await;
+        picture = render.to_picture(stage, &denoised, progress).await?;
+        latent = Some(denoised);
     }
     Ok(Rendered { picture, latent, plans })
+}
+
+/// The last finished stage that the archive has.
+async fn newest(archive: &impl StageArchive, stages: u32) -> Option<(u32, Array)> {
+    for stage in (0..stages).rev() {
+        if let Some(latent) = archive.load(stage).await {
+            return Some((stage, latent));
+        }
+    }
+    None
+}
+
+async fn keep(archive: &impl StageArchive, stage: u32, latent: &Array, progress: &mut dyn Progress) {
+    if let Err(reason) = archive.save(stage, latent).await {
+        progress.warn(&format!("stage {} could not be kept: {reason}", stage + 1));
+    }
 }
 
 async fn encode_prompts(
@@ -180,12 +239,8 @@ struct Render<'a> {
 }
 
 impl Render<'_> {
-    /// The base stage: ordinary sampling, one window over everything.
-    async fn base(
-        &self,
-        stages: u32,
-        progress: &mut dyn Progress,
-    ) -> Result<(Picture, Option<Array>), RenderError> {
+    /// The base stage: ordinary sampling, one window over everything. Returns its latent.
+    async fn base(&self, stages: u32, progress: &mut dyn Progress) -> Result<Array, RenderError> {
         let Self { sampling, spec, schedule } = self;
         let size = sampling.latent_size(spec.base);
         let channels = sampling.model().latent_channels as usize;
@@ -198,9 +253,18 @@ impl Render<'_> {
         let plan = Plan::whole(size, schedule.len());
         progress.stage(0, stages, spec.base, plan.len());
         let run = StageRun::new(plan, schedule.clone(), Start::Noise(noise));
-        let latent = sampling.run_stage(0, spec.base, run, &mut (), progress).await?;
+        sampling.run_stage(0, spec.base, run, &mut (), progress).await
+    }
+
+    /// Decodes a stage's latent.
+    async fn to_picture(
+        &self,
+        stage: u32,
+        latent: &Array,
+        progress: &mut dyn Progress,
+    ) -> Result<Picture, RenderError> {
         progress.phase("decoding");
-        Ok((to_picture(&sampling.decode(0, spec.vae, &latent).await?), Some(latent)))
+        Ok(to_picture(&self.sampling.decode(stage, self.spec.vae, latent).await?))
     }
 
     fn draw_plan(&self, stage: u32, upscale: &UpscaleSpec) -> Plan {

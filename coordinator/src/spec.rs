@@ -235,8 +235,44 @@ pub fn resolve_sliders(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use gigasmith_proto::domain::Dtype;
+
     use super::*;
+
+    /// A small render with most settings away from their defaults.
+    pub(crate) fn spec() -> RenderSpec {
+        let class =
+            NumericClass { backend: "cpu".into(), kernels: "avx2".into(), dtype: Dtype::F32, algorithm: 1 };
+        let size = |width, height| ImageSize { width, height };
+        RenderSpec {
+            version: SPEC_VERSION,
+            prompt: "a fox".into(),
+            negative_prompt: Some("blurry".into()),
+            model: ModelSpec {
+                name: "pocket".into(),
+                fingerprints: vec![("unet".into(), "0123456789abcdef".into())],
+                numeric_class: class,
+            },
+            base: size(8, 8),
+            upscales: vec![
+                UpscaleSpec { size: size(16, 16), slider: 12 },
+                UpscaleSpec { size: size(32, 32), slider: 18 },
+            ],
+            steps: 30,
+            guidance_scale: 7.5,
+            pag: Some(PagSpec { scale: 3.0, blocks: vec!["mid".into(), "u0".into()] }),
+            seed: u64::MAX,
+            plan: PlanKind::Balanced,
+            plan_hash: None,
+            rng: Rng::Philox,
+            crops: Crops::True,
+            vae: VaeMode::Auto,
+            image_hash: None,
+            wire: WireDtype::F32,
+            mix: false,
+        }
+    }
 
     #[test]
     fn sliders_follow_the_publication_in_proportion() {

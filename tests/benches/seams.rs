@@ -94,6 +94,8 @@ fn spec(model: &ModelDescription, prompt: &str, plan: PlanKind, seed: u64) -> an
         crops: Crops::True,
         vae: VaeMode::Auto,
         image_hash: None,
+        wire: Default::default(),
+        mix: false,
     })
 }
 

@@ -41,6 +41,10 @@ impl Failure {
         Self::Output(message.to_string())
     }
 
+    pub(super) fn farm(message: impl ToString) -> Self {
+        Self::Farm(message.to_string())
+    }
+
     pub(super) fn render(message: impl ToString) -> Self {
         Self::Render(message.to_string())
     }

@@ -3,54 +3,129 @@
 //! Arguments are parsed first and resolved second; nothing below this module looks at the command
 //! line, the environment or the terminal.
 
+mod certs;
+mod client;
 mod failure;
+mod follow;
+mod manage;
 mod progress;
 mod render;
-mod resolve;
 mod seeds;
+mod serve;
+mod settings;
+mod submit;
 mod verify;
 mod worker;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use gigasmith_proto::v1::change_render_request::Change;
+use gigasmith_worker::cli::WorkerArgs;
+use gigasmith_worker::settings as settings_file;
 
 pub use failure::Failure;
 
 /// Renders gigapixel images from text, patch by patch, with diffusion models.
 #[derive(Debug, Parser)]
-#[command(name = "gigasmith", version, about, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "gigasmith", version, about, propagate_version = true, after_help = AFTER)]
 pub struct Cli {
+    /// Settings file; gigasmith.toml in the working folder unless given.
+    #[arg(long, value_name = "FILE.toml", global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 a verification failed, 2 wrong arguments, 3 the model \
-cannot be used, 4 an input cannot be read, 5 an output cannot be written, 6 the render failed, \
-130 interrupted.";
+const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ and its name in capitals) or \
+from a TOML file with a table per command.\n\n\
+Exit codes: 0 done, 1 a verification failed, 2 wrong arguments, 3 the model cannot be used, 4 an input \
+cannot be read, 5 an output cannot be written, 6 the render failed, 7 the farm cannot be reached or \
+refuses, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Turn a prompt, or an existing picture, into a high-resolution picture.
+    /// Turn a prompt, or an existing picture, into a high-resolution picture on this machine.
     Render(Box<render::RenderArgs>),
+    /// Coordinate a farm: accept renders, hand patches to workers, keep what they make.
+    Serve(serve::ServeArgs),
+    /// Work for a coordinator elsewhere, on one device.
+    Worker(WorkerArgs),
+    /// Give a render to a farm.
+    Submit(Box<submit::SubmitArgs>),
+    /// Show a farm's renders, and why they wait.
+    Status(manage::StatusArgs),
+    /// Follow a render live.
+    Watch(manage::WatchArgs),
+    /// Hold renders back.
+    Pause(manage::ChangeArgs),
+    /// Let paused renders go on.
+    Continue(manage::ChangeArgs),
+    /// Give renders up.
+    Cancel(manage::ChangeArgs),
+    /// Give a render another priority.
+    Priority(manage::PriorityArgs),
+    /// Get a finished render's picture, latents or plan.
+    Fetch(manage::FetchArgs),
+    /// List a farm's workers; enable, disable or drain them.
+    Workers(manage::WorkersArgs),
+    /// Make certificates for a farm of one's own.
+    Certs(certs::CertsArgs),
     /// Replay a recorded trace and compare every number: does this device and build match the publication?
     Verify(verify::VerifyArgs),
 }
 
+impl Cli {
+    /// Parses arguments, with the environment and the settings file behind them.
+    pub fn from_args(args: &[OsString]) -> Result<Self, Failure> {
+        let command = settings_file::apply(Self::command(), args).map_err(Failure::usage)?;
+        Self::from_arg_matches(&command.get_matches_from(args)).map_err(|e| e.exit())
+    }
+
+    /// Whether it runs until it is told to stop: its log is what people see of it.
+    pub fn is_daemon(&self) -> bool {
+        matches!(self.command, Command::Serve(_) | Command::Worker(_))
+    }
+}
+
 /// Runs what the command line asks for.
 pub async fn run(cli: Cli) -> Result<(), Failure> {
-    let work = async {
-        match cli.command {
-            Command::Render(args) => render::run(*args).await,
-            Command::Verify(args) => verify::run(args).await,
+    match cli.command {
+        // These two mind the signals themselves.
+        Command::Serve(args) => serve::run(args).await,
+        Command::Worker(args) => {
+            let asks = gigasmith_worker::cli::signals();
+            let asks = asks.map_err(|e| Failure::farm(format!("cannot listen for signals: {e}")))?;
+            Ok(gigasmith_worker::cli::run(args, asks).await?)
         }
-    };
-    tokio::select! {
-        done = work => done,
-        signal = interrupted() => {
-            signal.map_err(|e| Failure::render(format!("cannot listen for Ctrl-C: {e}")))?;
-            Err(Failure::Interrupted)
-        }
+        command => tokio::select! {
+            done = run_once(command) => done,
+            signal = interrupted() => {
+                signal.map_err(|e| Failure::render(format!("cannot listen for Ctrl-C: {e}")))?;
+                Err(Failure::Interrupted)
+            }
+        },
+    }
+}
+
+/// Runs what ends by itself.
+async fn run_once(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Render(args) => render::run(*args).await,
+        Command::Submit(args) => submit::run(*args).await,
+        Command::Status(args) => manage::status(args).await,
+        Command::Watch(args) => manage::watch(args).await,
+        Command::Pause(args) => manage::change(args, Change::Paused(true)).await,
+        Command::Continue(args) => manage::change(args, Change::Paused(false)).await,
+        Command::Cancel(args) => manage::change(args, Change::Cancel(true)).await,
+        Command::Priority(args) => manage::priority(args).await,
+        Command::Fetch(args) => manage::fetch(args).await,
+        Command::Workers(args) => manage::workers(args).await,
+        Command::Certs(args) => certs::run(&args),
+        Command::Verify(args) => verify::run(args).await,
+        Command::Serve(_) | Command::Worker(_) => unreachable!("they run until they are told to stop"),
     }
 }
 

@@ -3,85 +3,38 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use gigasmith_worker::cli::DeviceArgs;
+use gigasmith_worker::model::ModelSource;
 
 use super::failure::Failure;
 use super::progress::Display;
-use super::resolve::{Resolved, resolve};
 use super::seeds::Seeds;
+use super::settings::{Asked, PictureArgs};
 use super::worker;
-use crate::output::{check_writable, write_atomically, write_latents, write_png};
+use crate::output::{Settings, check_writable, write_atomically, write_latents, write_png};
 use crate::render::{Progress, RenderInputs, Rendered, render};
-use crate::sampler::plan::{PlanFile, PlanKind, StagePlanFile};
-use crate::sampler::tiles::VaeMode;
-use gigasmith_worker::cli::DeviceArgs;
+use crate::request::{Resolved, resolve};
+use crate::sampler::plan::PlanFile;
+use crate::spec::RenderSpec;
 
-use super::resolve::ModelQuestion;
-
-/// Arguments of `gigasmith render`. What is not given comes from `--from`, `--paper` or the model.
+/// Arguments of `gigasmith render`.
 #[derive(Debug, Args)]
 pub(super) struct RenderArgs {
-    /// What to draw.
-    #[arg(short, long, value_name = "TEXT")]
-    pub(super) prompt: Option<String>,
-    /// What to steer away from. Not given and "" are different things to SDXL.
-    #[arg(short, long, value_name = "TEXT")]
-    pub(super) negative_prompt: Option<String>,
-    /// Width of the final picture in pixels.
-    #[arg(long, value_name = "PIXELS", conflicts_with = "scale")]
-    pub(super) width: Option<u32>,
-    /// Height of the final picture in pixels.
-    #[arg(long, value_name = "PIXELS", conflicts_with = "scale")]
-    pub(super) height: Option<u32>,
-    /// Side of the final picture against the base: 4 gives 16 times the pixels.
-    #[arg(long, value_name = "FACTOR")]
-    pub(super) scale: Option<f64>,
-    /// Sides of all upscale stages against the base, for example 2,4,8.
-    #[arg(long, value_name = "FACTORS", value_delimiter = ',', conflicts_with = "scale")]
-    pub(super) stages: Vec<f64>,
-    /// Denoising steps per stage.
-    #[arg(long, value_name = "N")]
-    pub(super) steps: Option<u32>,
-    /// Guided steps per upscale stage, 0 to the number of steps: one value, or one per stage. High keeps
-    /// the structure, low adds detail.
-    #[arg(long, value_name = "N", value_delimiter = ',')]
-    pub(super) slider: Vec<u32>,
-    /// Classifier-free guidance scale; 0 to 1 turns it off.
-    #[arg(long, visible_alias = "cfg", value_name = "SCALE", allow_negative_numbers = true)]
-    pub(super) guidance_scale: Option<f32>,
-    /// Perturbed-attention guidance scale; 0 turns it off.
-    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
-    pub(super) pag_scale: Option<f32>,
-    /// Self-attentions that it perturbs: down, mid, up, or single ones such as d0,m0,u3.
-    #[arg(long, value_name = "BLOCKS", value_delimiter = ',')]
-    pub(super) pag_blocks: Vec<String>,
-    /// A seed, a list 1,5,9, or a range 1..4 with both ends: one picture each.
-    #[arg(short, long, value_name = "SEEDS")]
-    pub(super) seed: Option<Seeds>,
-    /// The model: pocket, a folder in the diffusers layout, or a hub id such as
-    /// stabilityai/stable-diffusion-xl-base-1.0.
-    #[arg(short, long, value_name = "MODEL")]
-    pub(super) model: Option<String>,
     #[command(flatten)]
-    pub(super) device: DeviceArgs,
-    /// How windows are laid: balanced needs fewer network calls, paper is the published order.
-    #[arg(long, value_enum, value_name = "PLAN")]
-    pub(super) plan: Option<PlanArg>,
-    /// Everything as published: 50 steps, guidance 7.5, sliders 20 and 30, plan paper, tiled VAE, its crops.
-    #[arg(long)]
-    pub(super) paper: bool,
-    /// Start from this picture instead of a base stage.
-    #[arg(long, value_name = "FILE")]
-    pub(super) image: Option<PathBuf>,
-    /// Where the base stage's noise comes from: torch is what diffusers draws on a CPU for the seed.
-    #[arg(long, value_enum, value_name = "RNG")]
-    pub(super) rng: Option<RngArg>,
-    /// How pictures go through the VAE: auto is at once up to a megapixel and tiled beyond.
-    #[arg(long, value_enum, value_name = "MODE")]
-    pub(super) vae: Option<VaeArg>,
-    /// Take all settings from a picture made by gigasmith; other arguments win over them.
-    #[arg(long, value_name = "FILE.png")]
-    pub(super) from: Option<PathBuf>,
+    picture: PictureArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    files: FileArgs,
+    /// No progress.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Which files to write.
+#[derive(Debug, Clone, Args)]
+pub(super) struct FileArgs {
     /// The picture to write.
     #[arg(short, long, value_name = "FILE.png", default_value = "out.png")]
     pub(super) output: PathBuf,
@@ -91,78 +44,54 @@ pub(super) struct RenderArgs {
     /// Write the plan of the upscale stages.
     #[arg(long, value_name = "FILE.json")]
     pub(super) save_plan: Option<PathBuf>,
-    /// Take the plan of the upscale stages from a file.
-    #[arg(long, value_name = "FILE.json")]
-    pub(super) plan_file: Option<PathBuf>,
-    /// No progress.
-    #[arg(short, long)]
-    pub(super) quiet: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum PlanArg {
-    Balanced,
-    Paper,
-}
-
-impl From<PlanArg> for PlanKind {
-    fn from(plan: PlanArg) -> Self {
-        match plan {
-            PlanArg::Balanced => Self::Balanced,
-            PlanArg::Paper => Self::Paper,
+impl FileArgs {
+    /// Fails when a file could not be written, or two have one name: before hours of work, not after.
+    pub(super) fn check(&self, seeds: &Seeds) -> Result<(), Failure> {
+        if self.output.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
+            let name = self.output.display();
+            return Err(Failure::usage(format!(
+                "output {name} does not end in .png: only PNG is written; name it {name}.png"
+            )));
         }
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum RngArg {
-    Philox,
-    Torch,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum VaeArg {
-    Auto,
-    Whole,
-    Tiled,
-}
-
-impl From<VaeArg> for VaeMode {
-    fn from(mode: VaeArg) -> Self {
-        match mode {
-            VaeArg::Auto => Self::Auto,
-            VaeArg::Whole => Self::Whole,
-            VaeArg::Tiled => Self::Tiled,
+        let named = [Some(&self.output), self.save_latents.as_ref(), self.save_plan.as_ref()];
+        let named: Vec<&PathBuf> = named.into_iter().flatten().collect();
+        if let Some(i) = (1..named.len()).find(|&i| named[..i].contains(&named[i])) {
+            return Err(Failure::usage(format!(
+                "two outputs are called {}: name them apart",
+                named[i].display()
+            )));
         }
+        for &seed in &seeds.0 {
+            named.iter().try_for_each(|path| check_writable(&seeds.file(path, seed)))?;
+        }
+        Ok(())
     }
 }
 
 /// Renders one picture per seed.
 pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
-    let question = ModelQuestion::read(&args)?;
-    for path in [&args.save_latents, &args.save_plan].into_iter().flatten() {
-        check_writable(path)?;
-    }
-    let seeds = question.seeds();
-    for &seed in &seeds.0 {
-        check_writable(&seeds.file(&args.output, seed))?;
-    }
+    let asked = args.picture.read()?;
+    args.files.check(&asked.seeds)?;
     let mut display = Display::new(args.quiet);
-    let mut embedded = worker::start(question.source()?, &args.device).await?;
+    let mut embedded = worker::start(source(&asked)?, &args.device).await?;
     let lane = embedded.lane().await?;
     let model = lane.model().clone();
-    let Resolved { spec, picture, plans, warnings } = resolve(&args, question, &model)?;
+    let Resolved { spec, plans, warnings } =
+        resolve(&asked.request, &asked.inputs, &model).map_err(Failure::usage)?;
     display.finish();
     warnings.iter().for_each(|w| display.warn(w));
-    for &seed in &seeds.0 {
+    for &seed in &asked.seeds.0 {
         let started = Instant::now();
-        let spec = crate::spec::RenderSpec { seed, ..spec.clone() };
-        let inputs = RenderInputs { picture: picture.clone(), plans: plans.clone() };
+        let spec = RenderSpec { seed, ..spec.clone() };
+        let inputs = RenderInputs { picture: asked.inputs.picture.clone(), plans: plans.clone() };
         let rendered =
             embedded.until_worker_ends(render(lane.clone(), &spec, inputs, &mut display)).await??;
         display.phase("writing");
-        let path = seeds.file(&args.output, seed);
-        write(&args, |name| seeds.file(name, seed), rendered, spec, model.patch_side as usize)?;
+        let path = asked.seeds.file(&args.files.output, seed);
+        let named = |name: &Path| asked.seeds.file(name, seed);
+        write(&args.files, named, &rendered, spec, model.patch_side as usize)?;
         let seconds = started.elapsed().as_secs_f64();
         display.say(&format!("wrote {} (seed {seed}, {seconds:.1} s)", path.display()));
     }
@@ -171,26 +100,36 @@ pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Where the model comes from.
+fn source(asked: &Asked) -> Result<ModelSource, Failure> {
+    let name = &asked.request.model;
+    ModelSource::parse(name).map_err(|error| match asked.model_is_from_picture {
+        true => Failure::Model(format!(
+            "the picture was made with the model `{name}`, which is no known name here: pass --model with its folder"
+        )),
+        false => error.into(),
+    })
+}
+
 /// Writes what was asked for; `named` turns an argument into the file for this seed.
 fn write(
-    args: &RenderArgs,
+    files: &FileArgs,
     named: impl Fn(&Path) -> PathBuf,
-    rendered: Rendered,
-    spec: crate::spec::RenderSpec,
+    rendered: &Rendered,
+    spec: RenderSpec,
     patch_side: usize,
 ) -> Result<(), Failure> {
-    let settings = crate::output::Settings::new(spec);
-    write_png(&named(&args.output), &rendered.picture, &settings)?;
-    if let Some(path) = &args.save_latents {
+    let settings = Settings::new(spec);
+    write_png(&named(&files.output), &rendered.picture, &settings)?;
+    if let Some(path) = &files.save_latents {
         let latent = rendered
             .latent
             .as_ref()
             .ok_or_else(|| Failure::output("no stage ran, so there are no latents to save"))?;
         write_latents(&named(path), latent, &settings)?;
     }
-    if let Some(path) = &args.save_plan {
-        let stages = rendered.plans.iter().map(|p| StagePlanFile::from_plan(p, patch_side)).collect();
-        let json = serde_json::to_vec(&PlanFile { version: 1, stages }).expect("a plan is plain data");
+    if let Some(path) = &files.save_plan {
+        let json = PlanFile::of(&rendered.plans, patch_side).to_json();
         write_atomically(&named(path), |file| file.write_all(&json))?;
     }
     Ok(())

@@ -13,13 +13,17 @@ use std::path::{Path, PathBuf};
 use gigasmith_proto::domain::Array;
 use image::{DynamicImage, ImageDecoder, ImageReader};
 use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensorError, SafeTensors};
 
-pub use self::png::{read_text, write_png};
+pub use self::png::{encode_png, read_text, write_png};
 pub use settings::{Settings, SettingsError};
 
 use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
+
+/// The name of the tensor that holds latents.
+const LATENTS: &str = "latents";
 
 /// A file that cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -118,13 +122,28 @@ fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
 /// Writes a latent (channels, height, width) as the tensor `latents` (1, channels, height, width), with
 /// the render's settings in the header.
 pub fn write_latents(path: &Path, latent: &Array, settings: &Settings) -> Result<(), WriteError> {
-    let shape = [1].into_iter().chain(latent.shape().iter().copied()).collect();
-    let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(latent.data()))
-        .map_err(|e| WriteError::new(path, e))?;
-    let header = HashMap::from([("gigasmith".to_owned(), settings.to_json())]);
-    let bytes =
-        safetensors::serialize([("latents", view)], Some(header)).map_err(|e| WriteError::new(path, e))?;
+    let bytes = encode_latents(latent, settings).map_err(|e| WriteError::new(path, e))?;
     write_atomically(path, |file| file.write_all(&bytes))
+}
+
+/// The same as bytes.
+pub fn encode_latents(latent: &Array, settings: &Settings) -> Result<Vec<u8>, SafeTensorError> {
+    let shape = [1].into_iter().chain(latent.shape().iter().copied()).collect();
+    let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(latent.data()))?;
+    let header = HashMap::from([("gigasmith".to_owned(), settings.to_json())]);
+    safetensors::serialize([(LATENTS, view)], Some(header))
+}
+
+/// Reads what [`encode_latents`] wrote: (channels, height, width).
+pub fn decode_latents(bytes: &[u8]) -> Result<Array, SafeTensorError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    let tensor = file.tensor(LATENTS)?;
+    let data = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let wrong = || SafeTensorError::TensorInvalidInfo;
+    match (tensor.dtype(), tensor.shape()) {
+        (Dtype::F32, [1, c, h, w]) => Array::new([*c, *h, *w], data).map_err(|_| wrong()),
+        _ => Err(wrong()),
+    }
 }
 
 #[cfg(test)]
@@ -143,6 +162,15 @@ mod tests {
         assert!(error.unwrap_err().to_string().contains("disk full"));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no leftovers");
+    }
+
+    #[test]
+    fn latents_come_back_to_the_bit() {
+        let spec = crate::spec::tests::spec();
+        let latent = Array::new([2, 1, 3], vec![0.5, -0.0, 1e-40, 7.0, f32::MIN, 3.0]).unwrap();
+        let bytes = encode_latents(&latent, &Settings::new(spec)).unwrap();
+        assert_eq!(decode_latents(&bytes).unwrap(), latent);
+        assert!(decode_latents(&bytes[..bytes.len() - 1]).is_err());
     }
 
     #[test]

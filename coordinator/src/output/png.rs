@@ -16,18 +16,21 @@ const SETTINGS: &str = "gigasmith";
 
 /// Writes a picture with its settings.
 pub fn write_png(path: &Path, picture: &Picture, settings: &Settings) -> Result<(), WriteError> {
-    write_atomically(path, |file| {
-        let mut encoder = Encoder::new(file, picture.size().width, picture.size().height);
-        encoder.set_color(ColorType::Rgb);
-        encoder.set_depth(BitDepth::Eight);
-        encoder.set_compression(Compression::Balanced);
-        add_text(&mut encoder, PARAMETERS, settings.to_parameters())?;
-        add_text(&mut encoder, SETTINGS, settings.to_json())?;
-        encoder.add_text_chunk("Software".into(), settings.software.clone())?;
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(picture.rgb())?;
-        Ok(writer.finish()?)
-    })
+    write_atomically(path, |file| encode_png(file, picture, settings))
+}
+
+/// The same to anything that takes bytes.
+pub fn encode_png(file: impl io::Write, picture: &Picture, settings: &Settings) -> io::Result<()> {
+    let mut encoder = Encoder::new(file, picture.size().width, picture.size().height);
+    encoder.set_color(ColorType::Rgb);
+    encoder.set_depth(BitDepth::Eight);
+    encoder.set_compression(Compression::Balanced);
+    add_text(&mut encoder, PARAMETERS, settings.to_parameters())?;
+    add_text(&mut encoder, SETTINGS, settings.to_json())?;
+    encoder.add_text_chunk("Software".into(), settings.software.clone())?;
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture.rgb())?;
+    Ok(writer.finish()?)
 }
 
 /// As `tEXt` where Latin-1 can hold it, as every reader expects, else as `iTXt` (UTF-8).
@@ -56,46 +59,13 @@ pub fn read_text(path: &Path) -> Result<Option<String>, ReadError> {
 
 #[cfg(test)]
 mod tests {
-    use gigasmith_proto::domain::{Dtype, NumericClass};
-
     use super::super::read_picture;
     use super::*;
-    use crate::sampler::plan::PlanKind;
-    use crate::sampler::tiles::VaeMode;
     use crate::sampler::units::ImageSize;
-    use crate::spec::{Crops, ModelSpec, PagSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec};
+    use crate::spec::RenderSpec;
 
     fn settings(prompt: &str) -> Settings {
-        let class =
-            NumericClass { backend: "cpu".into(), kernels: "avx2".into(), dtype: Dtype::F32, algorithm: 1 };
-        let size = |width, height| ImageSize { width, height };
-        Settings::new(RenderSpec {
-            version: SPEC_VERSION,
-            prompt: prompt.into(),
-            negative_prompt: Some("blurry".into()),
-            model: ModelSpec {
-                name: "pocket".into(),
-                fingerprints: vec![("unet".into(), "0123456789abcdef".into())],
-                numeric_class: class,
-            },
-            base: size(8, 8),
-            upscales: vec![
-                UpscaleSpec { size: size(16, 16), slider: 12 },
-                UpscaleSpec { size: size(32, 32), slider: 18 },
-            ],
-            steps: 30,
-            guidance_scale: 7.5,
-            pag: Some(PagSpec { scale: 3.0, blocks: vec!["mid".into(), "u0".into()] }),
-            seed: u64::MAX,
-            plan: PlanKind::Balanced,
-            plan_hash: None,
-            rng: Rng::Philox,
-            crops: Crops::True,
-            vae: VaeMode::Auto,
-            image_hash: None,
-            wire: Default::default(),
-            mix: false,
-        })
+        Settings::new(RenderSpec { prompt: prompt.into(), ..crate::spec::tests::spec() })
     }
 
     #[test]

@@ -75,6 +75,19 @@ pub enum PlanFileError {
     },
 }
 
+impl PlanFile {
+    /// Writes the plans of a render's upscale stages down.
+    pub fn of(plans: &[Plan], patch_side: usize) -> Self {
+        let stages = plans.iter().map(|p| StagePlanFile::from_plan(p, patch_side)).collect();
+        Self { version: 1, stages }
+    }
+
+    /// As JSON.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a plan is plain data")
+    }
+}
+
 impl StagePlanFile {
     /// Writes a plan down.
     pub fn from_plan(plan: &Plan, patch_side: usize) -> Self {

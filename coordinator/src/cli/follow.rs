@@ -1,0 +1,151 @@
+//! Following a render on a farm: a live bar on a terminal, plain lines when piped.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use gigasmith_proto::domain::{Progressed, RenderState, RenderStatus};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::client::{Client, next};
+use super::failure::Failure;
+use super::tell;
+
+/// Between two plain lines about the same stage.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// Shows a render until it ends, and returns its last status.
+pub(super) async fn follow(client: &mut Client, id: &str, quiet: bool) -> Result<RenderStatus, Failure> {
+    let mut stream = client.watch(id).await?;
+    let mut view = View::new(quiet);
+    let mut last = None;
+    while let Some(status) = next(&mut stream).await? {
+        view.show(&status);
+        last = Some(status);
+    }
+    view.finish();
+    last.filter(|s| s.state.is_final())
+        .ok_or_else(|| Failure::farm(format!("the coordinator stopped; render {id} goes on when it is back")))
+}
+
+/// What an ended render means for the exit code.
+pub(super) fn ended(status: &RenderStatus) -> Result<(), Failure> {
+    match status.state {
+        RenderState::Failed => {
+            Err(Failure::render(format!("render {} failed: {}", status.id, status.reason)))
+        }
+        RenderState::Cancelled => Err(Failure::render(format!("render {} was cancelled", status.id))),
+        _ => Ok(()),
+    }
+}
+
+enum View {
+    Quiet,
+    Bar { bar: ProgressBar },
+    Plain { said: String, at: Instant },
+}
+
+impl View {
+    fn new(quiet: bool) -> Self {
+        match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Self::Quiet,
+            (false, false) => Self::Plain { said: String::new(), at: Instant::now() },
+            (false, true) => {
+                let bar = ProgressBar::new(0);
+                let style = ProgressStyle::with_template("{prefix} {bar:28} {msg}");
+                bar.set_style(style.expect("the template is well formed"));
+                bar.enable_steady_tick(Duration::from_millis(200));
+                Self::Bar { bar }
+            }
+        }
+    }
+
+    fn show(&mut self, status: &RenderStatus) {
+        match self {
+            Self::Quiet => {}
+            Self::Bar { bar } => {
+                let Progressed { patches, patches_done, .. } = status.progress;
+                bar.set_prefix(status.id.clone());
+                bar.set_length(patches.max(1));
+                bar.set_position(if status.state == RenderState::Done {
+                    patches.max(1)
+                } else {
+                    patches_done
+                });
+                bar.set_message(line(status));
+            }
+            Self::Plain { said, at } => {
+                let what = heading(status);
+                let is_news = *said != what;
+                if is_news || at.elapsed() >= PLAIN_EVERY {
+                    (*said, *at) = (what, Instant::now());
+                    tell(&format!("{}: {}", status.id, line(status)));
+                }
+            }
+        }
+    }
+
+    fn finish(self) {
+        if let Self::Bar { bar } = self {
+            bar.finish();
+        }
+    }
+}
+
+/// What changes seldom: a change of it is worth a line.
+fn heading(status: &RenderStatus) -> String {
+    let Progressed { stage, phase, .. } = &status.progress;
+    format!("{} {stage} {phase} {}", status.state, status.reason)
+}
+
+/// A render in a line: stage, patches, rate, time left, workers, and why it waits.
+pub(super) fn line(status: &RenderStatus) -> String {
+    let mut parts = vec![progress(status)];
+    if status.state == RenderState::Running && status.progress.phase.is_empty() {
+        parts.push(format!("{:.1}/s", status.progress.rate));
+        parts.extend(status.seconds_left().map(|s| format!("{} left", duration(s))));
+        parts.push(format!("{} workers", status.workers));
+    }
+    if !status.reason.is_empty() {
+        parts.push(status.reason.clone());
+    }
+    parts.join("  ")
+}
+
+/// How far it is, in a few words.
+pub(super) fn progress(status: &RenderStatus) -> String {
+    let Progressed { stage, stages, stage_size, patches_done, patches, phase, .. } = &status.progress;
+    let size = stage_size.map_or(String::new(), |(w, h)| format!(" {w}x{h}"));
+    match status.state {
+        RenderState::Running | RenderState::Paused if *stages > 0 => {
+            let stage = format!("stage {}/{stages}{size}", stage + 1);
+            match phase.is_empty() {
+                true => format!("{stage} {patches_done}/{patches} patches"),
+                false => format!("{stage} {phase}"),
+            }
+        }
+        RenderState::Running if !phase.is_empty() => phase.clone(),
+        state => state.to_string(),
+    }
+}
+
+/// Seconds as people say them.
+pub(super) fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) if h < 48 => format!("{h} h {m} min"),
+        (h, ..) => format!("{} d {} h", h / 24, h % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = [5.4, 65.0, 3_700.0, 200_000.0].map(duration);
+        assert_eq!(said, ["5 s", "1 min 5 s", "1 h 1 min", "2 d 7 h"]);
+    }
+}

@@ -1,0 +1,308 @@
+//! `status`, `watch`, `pause`, `continue`, `cancel`, `priority`, `fetch` and `workers`: what people do with
+//! a farm's renders and workers.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use gigasmith_proto::domain::{RenderStatus, WorkerState, WorkerStatus};
+use gigasmith_proto::v1;
+use gigasmith_proto::v1::change_render_request::Change;
+use gigasmith_worker::connect::ConnectArgs;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::follow::{duration, ended, follow, progress};
+use super::{print, submit};
+use crate::output::check_writable;
+
+/// Arguments of `gigasmith status`.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// The render; all of them unless given.
+    id: Option<String>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `gigasmith watch`.
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    /// The render.
+    id: String,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Print a line of JSON for every change instead.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `pause`, `continue` and `cancel`.
+#[derive(Debug, Args)]
+pub(super) struct ChangeArgs {
+    /// The renders.
+    #[arg(required = true)]
+    ids: Vec<String>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `gigasmith priority`.
+#[derive(Debug, Args)]
+pub(super) struct PriorityArgs {
+    /// The render.
+    id: String,
+    /// Its new priority: higher goes first.
+    #[arg(allow_negative_numbers = true)]
+    priority: i32,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `gigasmith fetch`.
+#[derive(Debug, Args)]
+pub(super) struct FetchArgs {
+    /// The render.
+    id: String,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// The file to write: ID.png, ID.safetensors or ID.json unless given.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// What to fetch.
+    #[arg(long, value_enum, value_name = "PART", default_value = "picture")]
+    part: PartArg,
+    /// Say nothing.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PartArg {
+    /// The picture, a PNG.
+    Picture,
+    /// The last stage's latents, a safetensors file.
+    Latents,
+    /// The plans of the upscale stages, JSON.
+    Plan,
+}
+
+/// Arguments of `gigasmith workers`.
+#[derive(Debug, Args)]
+pub(super) struct WorkersArgs {
+    #[command(subcommand)]
+    action: Option<WorkersAction>,
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum WorkersAction {
+    /// Every worker that is here or was lately (the default).
+    List,
+    /// Let workers take tasks again: their failures are forgotten, refused ones are examined again.
+    Enable {
+        /// The workers.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Workers take no more tasks, and stay connected.
+    Disable {
+        /// The workers.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Workers finish what they have, and end.
+    Drain {
+        /// The workers.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("a status is plain data")
+}
+
+pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
+    let mut client = Client::connect(&args.connect).await?;
+    let renders = client.renders(args.id.as_deref()).await?;
+    match (args.json, &args.id, &renders[..]) {
+        (true, Some(_), [one]) => print(&json(one)),
+        (true, ..) => print(&json(&renders)),
+        (false, None, []) => print("no renders"),
+        (false, Some(_), [one]) => print(&detail(one)),
+        (false, ..) => print(&table(&renders)),
+    }
+}
+
+pub(super) async fn watch(args: WatchArgs) -> Result<(), Failure> {
+    let mut client = Client::connect(&args.connect).await?;
+    if !args.json {
+        return ended(&follow(&mut client, &args.id, false).await?);
+    }
+    let mut stream = client.watch(&args.id).await?;
+    let mut last = None;
+    while let Some(status) = super::client::next(&mut stream).await? {
+        print(&serde_json::to_string(&status).expect("a status is plain data"))?;
+        last = Some(status);
+    }
+    last.map_or(Ok(()), |status| ended(&status))
+}
+
+/// Makes a change to each render.
+pub(super) async fn change(args: ChangeArgs, change: Change) -> Result<(), Failure> {
+    let mut client = Client::connect(&args.connect).await?;
+    for id in &args.ids {
+        let status = client.change(id, change).await?;
+        match args.json {
+            true => print(&json(&status))?,
+            false => print(&format!("{id} is {}", status.state))?,
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn priority(args: PriorityArgs) -> Result<(), Failure> {
+    let mut client = Client::connect(&args.connect).await?;
+    let status = client.change(&args.id, Change::Priority(args.priority)).await?;
+    match args.json {
+        true => print(&json(&status)),
+        false => print(&format!("{} has priority {}", status.id, status.priority)),
+    }
+}
+
+pub(super) async fn fetch(args: FetchArgs) -> Result<(), Failure> {
+    let (part, extension) = match args.part {
+        PartArg::Picture => (v1::FetchedPart::Picture, "png"),
+        PartArg::Latents => (v1::FetchedPart::Latents, "safetensors"),
+        PartArg::Plan => (v1::FetchedPart::Plan, "json"),
+    };
+    let path = args.output.unwrap_or_else(|| format!("{}.{extension}", args.id).into());
+    check_writable(&path)?;
+    let mut client = Client::connect(&args.connect).await?;
+    submit::save(&mut client, &args.id, part, &path, args.quiet).await
+}
+
+pub(super) async fn workers(args: WorkersArgs) -> Result<(), Failure> {
+    let mut client = Client::connect(&args.connect).await?;
+    let (names, change) = match args.action {
+        None | Some(WorkersAction::List) => {
+            let workers = client.workers().await?;
+            return match (args.json, workers.is_empty()) {
+                (true, _) => print(&json(&workers)),
+                (false, true) => print("no workers"),
+                (false, false) => print(&worker_table(&workers)),
+            };
+        }
+        Some(WorkersAction::Enable { names }) => (names, v1::WorkerChange::Enable),
+        Some(WorkersAction::Disable { names }) => (names, v1::WorkerChange::Disable),
+        Some(WorkersAction::Drain { names }) => (names, v1::WorkerChange::Drain),
+    };
+    for name in &names {
+        let worker = client.change_worker(name, change).await?;
+        match args.json {
+            true => print(&json(&worker))?,
+            false => print(&format!("{name} is {}", worker.state))?,
+        }
+    }
+    Ok(())
+}
+
+/// A render on its own, line by line.
+fn detail(render: &RenderStatus) -> String {
+    let mut lines = vec![
+        format!("id        {}", render.id),
+        format!("state     {}", render.state),
+        format!("progress  {}", progress(render)),
+        format!("prompt    {}", render.prompt),
+        format!("seed      {}", render.seed),
+        format!("model     {}", render.model),
+        format!("priority  {}", render.priority),
+        format!("workers   {}", render.workers),
+    ];
+    let mut add = |name: &str, value: Option<String>| {
+        lines.extend(value.map(|value| format!("{name:<9} {value}")));
+    };
+    add("size", render.size.map(|(w, h)| format!("{w}x{h}")));
+    add("rate", (render.progress.rate > 0.0).then(|| format!("{:.2} patches/s", render.progress.rate)));
+    add("left", render.seconds_left().map(duration));
+    add("reason", Some(render.reason.clone()).filter(|r| !r.is_empty()));
+    render.warnings.iter().for_each(|w| add("warning", Some(w.clone())));
+    lines.join("\n")
+}
+
+fn table(renders: &[RenderStatus]) -> String {
+    let mut rows = vec![
+        ["ID", "STATE", "PRIO", "SIZE", "PROGRESS", "RATE", "LEFT", "WORKERS", "WHY"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(renders.iter().map(|r| {
+        vec![
+            r.id.clone(),
+            r.state.to_string(),
+            r.priority.to_string(),
+            r.size.map_or("?".into(), |(w, h)| format!("{w}x{h}")),
+            progress(r),
+            if r.progress.rate > 0.0 { format!("{:.1}/s", r.progress.rate) } else { String::new() },
+            r.seconds_left().map_or(String::new(), duration),
+            r.workers.to_string(),
+            r.reason.clone(),
+        ]
+    }));
+    columns(&rows)
+}
+
+fn worker_table(workers: &[WorkerStatus]) -> String {
+    let mut rows = vec![
+        ["NAME", "STATE", "MODEL", "CLASS", "BUSY", "DONE", "FAILED", "S/TASK", "WHY"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(workers.iter().map(|w| {
+        let busy = match w.state {
+            WorkerState::Offline => String::new(),
+            _ => format!("{}/{}", w.busy, w.slots),
+        };
+        let pace = match w.seconds_per_task {
+            0.0 => String::new(),
+            seconds => format!("{seconds:.2}"),
+        };
+        vec![
+            w.name.clone(),
+            w.state.to_string(),
+            w.model.clone(),
+            w.numeric_class.clone(),
+            busy,
+            w.done.to_string(),
+            w.failed.to_string(),
+            pace,
+            w.reason.clone(),
+        ]
+    }));
+    columns(&rows)
+}
+
+/// Rows of cells as aligned columns.
+fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.first().map_or(0, Vec::len);
+    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,136 @@
+//! `gigasmith serve`: the coordinator.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use gigasmith_worker::connect::read_token;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+
+use super::failure::Failure;
+use super::{interrupted, print};
+use crate::control;
+use crate::farm::{Farm, FarmOptions};
+use crate::jobs::Jobs;
+use crate::net::auth::Gate;
+use crate::net::{self, doorman};
+use crate::store;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long renders and the store may take to end.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Arguments of `gigasmith serve`.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Address and port to listen on; port 0 takes a free one. Anything but this machine's own address
+    /// needs --token-file.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7464")]
+    listen: String,
+    /// Where renders are kept: a folder, file://, s3://, gs://, az:// or memory://. Credentials and
+    /// endpoints come from the usual environment variables.
+    #[arg(long, value_name = "URL", default_value = "gigasmith-store")]
+    store: String,
+    /// Renders that are begun at a time; each takes memory. The others wait their turn.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    active: u16,
+    /// Connections at a time, workers and people together.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(2..))]
+    max_connections: u32,
+    /// A file with the farm's shared token: who doesn't show it is sent away.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Our certificate: connections are encrypted then. `gigasmith certs` makes one.
+    #[arg(long, value_name = "FILE.pem", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The key of our certificate.
+    #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Certificate of an authority: who has no certificate signed by it is sent away.
+    #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+}
+
+/// Serves until a signal.
+pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let token = args.token_file.as_deref().map(read_token).transpose()?;
+    let tls = args.tls()?;
+    let listener = args.bind(token.is_some(), tls.is_some()).await?;
+    let address =
+        listener.local_addr().map_err(|e| Failure::farm(format!("the port has no address: {e}")))?;
+    let store = store::open(&args.store).map_err(Failure::output)?;
+    let farm = Farm::start(FarmOptions { examines: true });
+    let jobs = Jobs::open(farm.clone(), store, args.active.into())
+        .await
+        .map_err(|e| Failure::output(format!("the store {} cannot be used: {e}", args.store)))?;
+    let routes = control::routes(farm, jobs.clone(), Gate::new(token.as_deref())).await;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let incoming = doorman::incoming(listener, args.max_connections as usize);
+    let mut server = tokio::spawn(net::serve(routes, incoming, tls, std::future::pending()));
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(jobs.run(shutdown.clone()));
+    print(&format!("listening on {scheme}://{address}, renders in {}", args.store))?;
+    tokio::select! {
+        ended = &mut server => {
+            let reason = match ended {
+                Ok(Err(error)) => error.to_string(),
+                Ok(Ok(())) => "it ended".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            return Err(Failure::farm(format!("the server failed: {reason}")));
+        }
+        signal = interrupted() => signal.map_err(|e| Failure::farm(format!("cannot listen for signals: {e}")))?,
+    }
+    tracing::info!("stopping: unfinished renders are taken up at the next start");
+    shutdown.cancel();
+    tokio::select! {
+        _ = tokio::time::timeout(FAREWELL, running) => {}
+        // Asked twice, it ends at once.
+        _ = interrupted() => {}
+    }
+    // Workers hold their streams open for ever: they reconnect to the next coordinator.
+    server.abort();
+    Ok(())
+}
+
+impl ServeArgs {
+    /// Listens, unless that would let strangers in.
+    async fn bind(&self, has_token: bool, has_tls: bool) -> Result<TcpListener, Failure> {
+        let listen = &self.listen;
+        let addresses = tokio::net::lookup_host(listen).await;
+        let addresses: Vec<SocketAddr> = addresses
+            .map_err(|e| Failure::usage(format!("cannot listen on {listen}: {e}; give ADDRESS:PORT")))?
+            .collect();
+        if !has_token && let Some(open) = addresses.iter().find(|a| !a.ip().to_canonical().is_loopback()) {
+            return Err(Failure::usage(format!(
+                "listening on {open} lets everyone in who reaches this machine: pass --token-file with a shared \
+                 token (`openssl rand -hex 32 > token`), or listen on 127.0.0.1"
+            )));
+        }
+        if !has_tls && addresses.iter().any(|a| !a.ip().to_canonical().is_loopback()) {
+            tracing::warn!(
+                "connections are not encrypted: token and pictures can be read on the way; see --tls-cert"
+            );
+        }
+        TcpListener::bind(&addresses[..]).await.map_err(|e| {
+            Failure::farm(format!("cannot listen on {listen}: {e}; is another coordinator running?"))
+        })
+    }
+
+    fn tls(&self) -> Result<Option<ServerTlsConfig>, Failure> {
+        let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|e| Failure::Input(format!("cannot read {}: {e}", path.display())))
+        };
+        let config = ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
+        let config = config.timeout(HANDSHAKE);
+        Ok(Some(match &self.tls_client_ca {
+            None => config,
+            Some(ca) => config.client_ca_root(Certificate::from_pem(read(ca)?)),
+        }))
+    }
+}

@@ -1,0 +1,192 @@
+//! The settings of a picture as they are typed: the same for `render` and `submit`.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use gigasmith_proto::domain::WireDtype;
+
+use super::failure::Failure;
+use super::seeds::Seeds;
+use crate::output::{Settings, read_picture, read_text};
+use crate::request::{RenderRequest, RequestInputs};
+use crate::sampler::plan::{PlanFile, PlanFileError, PlanKind};
+use crate::sampler::tiles::VaeMode;
+use crate::spec::{RenderSpec, Rng};
+
+/// What a picture is made of. What is not given comes from `--from`, `--paper` or the model.
+#[derive(Debug, Args)]
+pub(super) struct PictureArgs {
+    /// What to draw.
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// What to steer away from. Not given and "" are different things to SDXL.
+    #[arg(short, long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// Width of the final picture in pixels.
+    #[arg(long, value_name = "PIXELS", conflicts_with = "scale")]
+    width: Option<u32>,
+    /// Height of the final picture in pixels.
+    #[arg(long, value_name = "PIXELS", conflicts_with = "scale")]
+    height: Option<u32>,
+    /// Side of the final picture against the base: 4 gives 16 times the pixels.
+    #[arg(long, value_name = "FACTOR")]
+    scale: Option<f64>,
+    /// Sides of all upscale stages against the base, for example 2,4,8.
+    #[arg(long, value_name = "FACTORS", value_delimiter = ',', conflicts_with = "scale")]
+    stages: Vec<f64>,
+    /// Denoising steps per stage.
+    #[arg(long, value_name = "N")]
+    steps: Option<u32>,
+    /// Guided steps per upscale stage, 0 to the number of steps: one value, or one per stage. High keeps
+    /// the structure, low adds detail.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    slider: Vec<u32>,
+    /// Classifier-free guidance scale; 0 to 1 turns it off.
+    #[arg(long, visible_alias = "cfg", value_name = "SCALE", allow_negative_numbers = true)]
+    guidance_scale: Option<f32>,
+    /// Perturbed-attention guidance scale; 0 turns it off.
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pag_scale: Option<f32>,
+    /// Self-attentions that it perturbs: down, mid, up, or single ones such as d0,m0,u3.
+    #[arg(long, value_name = "BLOCKS", value_delimiter = ',')]
+    pag_blocks: Vec<String>,
+    /// A seed, a list 1,5,9, or a range 1..4 with both ends: one picture each.
+    #[arg(short, long, value_name = "SEEDS")]
+    seed: Option<Seeds>,
+    /// The model: pocket, a folder in the diffusers layout, or a hub id such as
+    /// stabilityai/stable-diffusion-xl-base-1.0. For a farm: what its workers call it.
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
+    /// How windows are laid: balanced needs fewer network calls, paper is the published order.
+    #[arg(long, value_enum, value_name = "PLAN")]
+    plan: Option<PlanArg>,
+    /// Everything as published: 50 steps, guidance 7.5, sliders 20 and 30, plan paper, tiled VAE, its crops.
+    #[arg(long)]
+    paper: bool,
+    /// Start from this picture instead of a base stage.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Where the base stage's noise comes from: torch is what diffusers draws on a CPU for the seed.
+    #[arg(long, value_enum, value_name = "RNG")]
+    rng: Option<RngArg>,
+    /// How pictures go through the VAE: auto is at once up to a megapixel and tiled beyond.
+    #[arg(long, value_enum, value_name = "MODE")]
+    vae: Option<VaeArg>,
+    /// How latents travel between coordinator and workers: f16 halves the traffic and rounds.
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    wire: Option<WireArg>,
+    /// Take all settings from a picture made by gigasmith; other arguments win over them.
+    #[arg(long, value_name = "FILE.png")]
+    from: Option<PathBuf>,
+    /// Take the plan of the upscale stages from a file.
+    #[arg(long, value_name = "FILE.json")]
+    plan_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PlanArg {
+    Balanced,
+    Paper,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RngArg {
+    Philox,
+    Torch,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum VaeArg {
+    Auto,
+    Whole,
+    Tiled,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum WireArg {
+    F32,
+    F16,
+}
+
+/// The settings as read: a request per seed, and what comes along with each.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// The request, for the first seed.
+    pub(super) request: RenderRequest,
+    pub(super) inputs: RequestInputs,
+    pub(super) seeds: Seeds,
+    /// Whether the model's name is that of the picture made before.
+    pub(super) model_is_from_picture: bool,
+}
+
+impl PictureArgs {
+    /// Reads the inputs that arguments name, and checks what needs no model.
+    pub(super) fn read(&self) -> Result<Asked, Failure> {
+        let from = self.from.as_deref().map(read_settings).transpose()?;
+        let prompt = self.prompt.clone().or(from.as_ref().map(|f| f.prompt.clone()));
+        let prompt = prompt.ok_or_else(|| {
+            Failure::usage("no prompt: give --prompt TEXT, or --from a picture made before")
+        })?;
+        let picture = self.image.as_deref().map(read_picture).transpose()?;
+        let plan = self.plan_file.as_deref().map(read_plan).transpose()?;
+        let seeds = self.seed.clone().unwrap_or(Seeds(vec![from.as_ref().map_or(0, |f| f.seed)]));
+        let before = from.as_ref().map(|f| f.model.name.clone());
+        let model_is_from_picture = self.model.is_none() && before.is_some();
+        let request = RenderRequest {
+            prompt,
+            negative_prompt: self.negative_prompt.clone(),
+            width: self.width,
+            height: self.height,
+            scale: self.scale,
+            stages: self.stages.clone(),
+            steps: self.steps,
+            slider: self.slider.clone(),
+            guidance_scale: self.guidance_scale,
+            pag_scale: self.pag_scale,
+            pag_blocks: self.pag_blocks.clone(),
+            seed: seeds.0[0],
+            model: self.model.clone().or(before).unwrap_or("pocket".into()),
+            plan: self.plan.map(|plan| match plan {
+                PlanArg::Balanced => PlanKind::Balanced,
+                PlanArg::Paper => PlanKind::Paper,
+            }),
+            paper: self.paper,
+            rng: self.rng.map(|rng| match rng {
+                RngArg::Philox => Rng::Philox,
+                RngArg::Torch => Rng::Torch,
+            }),
+            vae: self.vae.map(|vae| match vae {
+                VaeArg::Auto => VaeMode::Auto,
+                VaeArg::Whole => VaeMode::Whole,
+                VaeArg::Tiled => VaeMode::Tiled,
+            }),
+            wire: self.wire.map(|wire| match wire {
+                WireArg::F32 => WireDtype::F32,
+                WireArg::F16 => WireDtype::F16,
+            }),
+            from,
+            ..RenderRequest::default()
+        };
+        Ok(Asked { request, inputs: RequestInputs { picture, plan }, seeds, model_is_from_picture })
+    }
+}
+
+fn read_settings(path: &Path) -> Result<RenderSpec, Failure> {
+    let json = read_text(path)?.ok_or_else(|| {
+        Failure::Input(format!(
+            "{} carries no settings of gigasmith: --from takes a PNG that it wrote",
+            path.display()
+        ))
+    })?;
+    Ok(Settings::from_json(&json)?.spec)
+}
+
+fn read_plan(path: &Path) -> Result<String, Failure> {
+    let input = |reason: String| Failure::Input(format!("cannot read the plan {}: {reason}", path.display()));
+    let json = std::fs::read_to_string(path).map_err(|e| input(e.to_string()))?;
+    let plan: PlanFile = serde_json::from_str(&json).map_err(|e| input(e.to_string()))?;
+    if plan.version != 1 {
+        return Err(input(PlanFileError::Version(plan.version).to_string()));
+    }
+    Ok(json)
+}

@@ -1,0 +1,31 @@
+//! What people, their scripts and autoscalers ask of a coordinator, over gRPC.
+
+mod scaler;
+mod service;
+
+pub use scaler::server as scaler;
+pub use service::server;
+
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+
+use crate::farm::{Farm, service as farm_service};
+use crate::jobs::Jobs;
+use crate::net::auth::Gate;
+
+/// Everything a coordinator serves on its port. Workers and people show the token; probes, reflection and
+/// autoscalers, which learn nothing of the renders, need none.
+pub async fn routes(farm: Farm, jobs: Jobs, gate: Gate) -> Routes {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(gigasmith_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("our own descriptors are well formed");
+    Routes::new(InterceptedService::new(farm_service::server(farm), gate.clone()))
+        .add_service(InterceptedService::new(server(jobs.clone()), gate))
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(scaler(jobs))
+}

@@ -1,0 +1,228 @@
+//! The service behind `submit`, `status`, `watch`, `fetch`, `workers` and the rest.
+
+use std::time::Duration;
+
+use gigasmith_proto::convert::{render_status_to_wire, worker_status_to_wire};
+use gigasmith_proto::domain::WorkerChange;
+use gigasmith_proto::v1;
+use gigasmith_proto::v1::change_render_request::Change;
+use gigasmith_proto::v1::control_server::{Control, ControlServer};
+use gigasmith_proto::v1::submit_request::Part;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::farm::{Farm, WorkerError};
+use crate::jobs::{Fetched, JobChange, JobError, JobSubmission, Jobs};
+use crate::request::{RenderRequest, RequestInputs};
+use crate::sampler::cascade::MAX_AREA;
+use crate::sampler::resize::Picture;
+use crate::sampler::units::ImageSize;
+use crate::store::{StoreError, bytes_of};
+
+/// Bytes of a piece of a file.
+const PIECE: usize = 1 << 20;
+/// Bytes of one message from a person: a plan file of a large render and a piece of a picture fit.
+const MAX_MESSAGE: usize = 64 << 20;
+/// Between two messages to one who watches, at least and at most.
+const WATCH: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
+
+/// The service that people speak to.
+pub fn server(jobs: Jobs) -> ControlServer<impl Control> {
+    ControlServer::new(Service { farm: jobs.farm().clone(), jobs }).max_decoding_message_size(MAX_MESSAGE)
+}
+
+struct Service {
+    jobs: Jobs,
+    farm: Farm,
+}
+
+fn status(error: JobError) -> Status {
+    let message = error.to_string();
+    match error {
+        JobError::Unknown(_) => Status::not_found(message),
+        JobError::State { .. } => Status::failed_precondition(message),
+        JobError::Request(_) | JobError::Name(_) => Status::invalid_argument(message),
+        JobError::Store(StoreError::Taken(_)) => Status::already_exists(message),
+        JobError::Store(StoreError::Damaged { .. }) => Status::data_loss(message),
+        JobError::Store(StoreError::Store { .. }) => Status::unavailable(message),
+    }
+}
+
+/// Reads a submission: its settings, then the pixels of its picture.
+async fn read(mut parts: Streaming<v1::SubmitRequest>) -> Result<JobSubmission, Status> {
+    let Some(v1::SubmitRequest { part: Some(Part::Submission(first)) }) = parts.message().await? else {
+        return Err(Status::invalid_argument("the first message of a submission holds its settings"));
+    };
+    let request: RenderRequest = serde_json::from_str(&first.settings)
+        .map_err(|e| Status::invalid_argument(format!("the settings cannot be read: {e}")))?;
+    let picture = match first.picture {
+        None => None,
+        Some(v1::Size { width, height }) => {
+            let area = u64::from(width) * u64::from(height);
+            if area == 0 || area > MAX_AREA {
+                let message = format!("a picture of {width}x{height} pixels is empty or too large");
+                return Err(Status::invalid_argument(message));
+            }
+            Some(read_pixels(ImageSize { width, height }, &mut parts).await?)
+        }
+    };
+    Ok(JobSubmission {
+        id: Some(first.id).filter(|id| !id.is_empty()),
+        priority: first.priority,
+        request,
+        inputs: RequestInputs { picture, plan: Some(first.plan).filter(|p| !p.is_empty()) },
+    })
+}
+
+async fn read_pixels(size: ImageSize, parts: &mut Streaming<v1::SubmitRequest>) -> Result<Picture, Status> {
+    let wanted = bytes_of(size);
+    // It grows as pixels arrive: a size alone takes no memory.
+    let mut pixels = Vec::new();
+    while pixels.len() < wanted {
+        match parts.message().await? {
+            Some(v1::SubmitRequest { part: Some(Part::Pixels(piece)) })
+                if pixels.len() + piece.len() <= wanted =>
+            {
+                pixels.extend_from_slice(&piece);
+            }
+            _ => {
+                let message =
+                    format!("the picture of {size} needs {wanted} bytes of pixels, other than came");
+                return Err(Status::invalid_argument(message));
+            }
+        }
+    }
+    Ok(Picture::new(size, pixels))
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    type WatchRenderStream = ReceiverStream<Result<v1::Render, Status>>;
+    type FetchStream = ReceiverStream<Result<v1::FetchResponse, Status>>;
+
+    async fn submit(
+        &self,
+        request: Request<Streaming<v1::SubmitRequest>>,
+    ) -> Result<Response<v1::SubmitResponse>, Status> {
+        let submission = read(request.into_inner()).await?;
+        let accepted = self.jobs.submit(submission).await.map_err(status)?;
+        let warnings = accepted.warnings.clone();
+        Ok(Response::new(v1::SubmitResponse { render: Some(render_status_to_wire(accepted)), warnings }))
+    }
+
+    async fn list_renders(
+        &self,
+        request: Request<v1::ListRendersRequest>,
+    ) -> Result<Response<v1::ListRendersResponse>, Status> {
+        let id = request.into_inner().id;
+        let all = self.jobs.statuses().await.into_iter();
+        let renders: Vec<_> =
+            all.filter(|s| id.is_empty() || s.id == id).map(render_status_to_wire).collect();
+        if renders.is_empty() && !id.is_empty() {
+            return Err(status(JobError::Unknown(id)));
+        }
+        Ok(Response::new(v1::ListRendersResponse { renders }))
+    }
+
+    async fn watch_render(
+        &self,
+        request: Request<v1::WatchRenderRequest>,
+    ) -> Result<Response<Self::WatchRenderStream>, Status> {
+        let id = request.into_inner().id;
+        let mut changed = self.jobs.watch(&id).ok_or_else(|| status(JobError::Unknown(id.clone())))?;
+        let (sender, receiver) = mpsc::channel(4);
+        let jobs = self.jobs.clone();
+        tokio::spawn(async move {
+            let mut last = None;
+            // It ends with the render, or when nobody listens any more.
+            while let Some(now) = jobs.status(&id).await {
+                let is_final = now.state.is_final();
+                if last.as_ref() != Some(&now) {
+                    last = Some(now.clone());
+                    if sender.send(Ok(render_status_to_wire(now))).await.is_err() {
+                        return;
+                    }
+                }
+                if is_final || sender.is_closed() {
+                    return;
+                }
+                tokio::time::sleep(WATCH.0).await;
+                // The reason and the rate change with time, even if the render does not.
+                let _ = tokio::time::timeout(WATCH.1, changed.changed()).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn change_render(
+        &self,
+        request: Request<v1::ChangeRenderRequest>,
+    ) -> Result<Response<v1::Render>, Status> {
+        let v1::ChangeRenderRequest { id, change } = request.into_inner();
+        let change = match change {
+            Some(Change::Paused(true)) => JobChange::Pause,
+            Some(Change::Paused(false)) => JobChange::Continue,
+            Some(Change::Cancel(true)) => JobChange::Cancel,
+            Some(Change::Priority(priority)) => JobChange::Priority(priority),
+            Some(Change::Cancel(false)) | None => {
+                return Err(Status::invalid_argument("the request names no change"));
+            }
+        };
+        self.jobs.change(&id, change).await.map(|s| Response::new(render_status_to_wire(s))).map_err(status)
+    }
+
+    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let request = request.into_inner();
+        let part = match request.part() {
+            v1::FetchedPart::Picture => Fetched::Picture,
+            v1::FetchedPart::Latents => Fetched::Latents,
+            v1::FetchedPart::Plan => Fetched::Plan,
+            v1::FetchedPart::Unspecified => {
+                return Err(Status::invalid_argument("the request names no part"));
+            }
+        };
+        let bytes = self.jobs.fetch(&request.id, part).await.map_err(status)?;
+        let (sender, receiver) = mpsc::channel(2);
+        tokio::spawn(async move {
+            let total = bytes.len() as u64;
+            let bytes = bytes::Bytes::from(bytes);
+            let pieces = (0..bytes.len()).step_by(PIECE);
+            for at in pieces {
+                let data = bytes.slice(at..(at + PIECE).min(bytes.len()));
+                if sender.send(Ok(v1::FetchResponse { total, data })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let workers = self.farm.workers().await.into_iter().map(worker_status_to_wire).collect();
+        Ok(Response::new(v1::ListWorkersResponse { workers }))
+    }
+
+    async fn change_worker(
+        &self,
+        request: Request<v1::ChangeWorkerRequest>,
+    ) -> Result<Response<v1::Worker>, Status> {
+        let request = request.into_inner();
+        let change = match request.change() {
+            v1::WorkerChange::Enable => WorkerChange::Enable,
+            v1::WorkerChange::Disable => WorkerChange::Disable,
+            v1::WorkerChange::Drain => WorkerChange::Drain,
+            v1::WorkerChange::Unspecified => {
+                return Err(Status::invalid_argument("the request names no change"));
+            }
+        };
+        match self.farm.change_worker(&request.name, change).await {
+            Ok(worker) => Ok(Response::new(worker_status_to_wire(worker))),
+            Err(error @ WorkerError::Unknown { .. }) => Err(Status::not_found(error.to_string())),
+            Err(error @ WorkerError::Closed) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+}

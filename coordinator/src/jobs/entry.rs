@@ -1,0 +1,170 @@
+//! One render's state in memory.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use gigasmith_proto::domain::{Progressed, RenderState, RenderStatus};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{JobChange, JobError};
+use crate::farm::Lane;
+use crate::spec::RenderSpec;
+use crate::store::{RenderRecord, StateRecord, Stored};
+
+/// Over how many seconds the rate is measured.
+const RATE_SECONDS: f64 = 30.0;
+
+/// A lane to be told of a change, and a runner to be ended.
+type Told = Option<(Arc<Lane>, Option<JoinHandle<()>>)>;
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) record: RenderRecord,
+    pub(super) spec: Option<RenderSpec>,
+    pub(super) state: RenderState,
+    pub(super) priority: i32,
+    pub(super) reason: String,
+    pub(super) warnings: Vec<String>,
+    pub(super) progress: Progressed,
+    pub(super) lane: Option<Arc<Lane>>,
+    pub(super) runner: Option<JoinHandle<()>>,
+    /// When how many patches of the stage were done.
+    recent: VecDeque<(Instant, u64)>,
+    version: watch::Sender<u64>,
+}
+
+impl Entry {
+    /// A render as the store has it.
+    pub(super) fn stored(stored: Stored) -> Self {
+        let Stored { record, spec, state } = stored;
+        Self {
+            record,
+            spec,
+            state: state.state.into(),
+            priority: state.priority,
+            reason: state.reason,
+            warnings: state.warnings,
+            progress: Progressed::default(),
+            lane: None,
+            runner: None,
+            recent: VecDeque::new(),
+            version: watch::Sender::new(0),
+        }
+    }
+
+    pub(super) fn settle(&mut self, spec: RenderSpec, warnings: Vec<String>) {
+        (self.spec, self.warnings) = (Some(spec), warnings);
+    }
+
+    /// Nothing more will happen.
+    pub(super) fn end(&mut self, state: RenderState, reason: String) {
+        (self.state, self.reason) = (state, reason);
+        self.progress.phase.clear();
+        self.lane = None;
+        self.runner = None;
+        self.recent.clear();
+    }
+
+    /// Tells those who watch.
+    pub(super) fn touch(&self) {
+        self.version.send_modify(|v| *v += 1);
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Makes a person's change, and returns who must be told.
+    pub(super) fn change(&mut self, change: JobChange) -> Result<Told, JobError> {
+        let refuse = |reason| Err(JobError::State { id: self.record.id.clone(), state: self.state, reason });
+        if self.state.is_final() {
+            return refuse("it has ended, and nothing changes it any more");
+        }
+        match change {
+            JobChange::Pause => {
+                self.state = RenderState::Paused;
+                self.reason.clear();
+            }
+            JobChange::Continue if self.state != RenderState::Paused => {
+                return refuse("only a paused render can be continued");
+            }
+            JobChange::Continue => {
+                self.state = if self.runner.is_some() { RenderState::Running } else { RenderState::Queued };
+                self.reason.clear();
+                self.recent.clear();
+            }
+            JobChange::Priority(priority) => self.priority = priority,
+            JobChange::Cancel => {
+                let (lane, runner) = (self.lane.take(), self.runner.take());
+                self.end(RenderState::Cancelled, String::new());
+                if let (None, Some(runner)) = (&lane, &runner) {
+                    runner.abort();
+                }
+                return Ok(lane.map(|lane| (lane, runner)));
+            }
+        }
+        Ok(self.lane.clone().map(|lane| (lane, None)))
+    }
+
+    /// A stage begins.
+    pub(super) fn stage(&mut self, stage: u32, stages: u32, size: (u32, u32), patches: u64, left: u64) {
+        self.recent.clear();
+        self.progress = Progressed {
+            stage,
+            stages,
+            stage_size: Some(size),
+            patches_done: 0,
+            patches,
+            phase: String::new(),
+            rate: 0.0,
+            patches_left: left,
+        };
+    }
+
+    /// So many of the stage's patches are done.
+    pub(super) fn patches(&mut self, now: Instant, done: u64) {
+        let before = self.progress.patches_done;
+        self.progress.patches_done = done;
+        self.progress.patches_left = self.progress.patches_left.saturating_sub(done - before);
+        self.recent.push_back((now, done));
+        while self.recent.len() > 2
+            && self.recent.front().is_some_and(|(at, _)| (now - *at).as_secs_f64() > RATE_SECONDS)
+        {
+            self.recent.pop_front();
+        }
+        if let Some(&(at, then)) = self.recent.front()
+            && now > at
+        {
+            self.progress.rate = (done - then) as f64 / (now - at).as_secs_f64();
+        }
+    }
+
+    pub(super) fn state_record(&self) -> StateRecord {
+        StateRecord {
+            state: self.state.into(),
+            priority: self.priority,
+            reason: self.reason.clone(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    pub(super) fn status(&self, reason: String, workers: usize) -> RenderStatus {
+        let request = &self.record.request;
+        let size = self.spec.as_ref().map(|s| s.upscales.last().map_or(s.base, |u| u.size));
+        RenderStatus {
+            id: self.record.id.clone(),
+            state: self.state,
+            priority: self.priority,
+            model: request.model.clone(),
+            prompt: request.prompt.clone(),
+            seed: request.seed,
+            size: size.map(|s| (s.width, s.height)),
+            progress: self.progress.clone(),
+            workers: workers as u32,
+            reason,
+            warnings: self.warnings.clone(),
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The renders of a coordinator: accepted, queued, run, paused, finished.
+//!
+//! [`queue`] and [`reason`] decide (pure); [`Jobs`] performs: it keeps every render's state, starts the
+//! ones whose turn it is, and writes changes to the store. A render is stored before it is acknowledged;
+//! after a restart every unfinished one is taken up again from its newest finished stage, to the same
+//! bytes.
+//!
+//! Invariants: the state's lock is never held across an await; a render is started once at a time; what a
+//! person changes is stored before they are told so.
+
+mod entry;
+mod queue;
+mod reason;
+mod run;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use gigasmith_proto::domain::{ModelDescription, RenderState, RenderStatus};
+use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio_util::sync::CancellationToken;
+
+use crate::farm::{Farm, Roster};
+use crate::request::{RenderRequest, RequestError, RequestInputs, resolve};
+use crate::spec::{ModelSpec, RenderSpec};
+use crate::store::{RenderRecord, RenderStore, StateRecord, StoreError, Stored, VERSION};
+use entry::Entry;
+
+/// How often the queue is looked at even if nothing is heard.
+const TICK: Duration = Duration::from_secs(1);
+/// Ids that are tried before a submission without a name is refused.
+const FREE_IDS: u64 = 10_000;
+
+/// Why something asked of a render is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// No such render.
+    #[error("there is no render `{0}`: `gigasmith status` lists them")]
+    Unknown(String),
+    /// The change makes no sense now.
+    #[error("render {id} is {state}: {reason}")]
+    State {
+        /// Which render.
+        id: String,
+        /// Where it stands.
+        state: RenderState,
+        /// Why that forbids the change.
+        reason: &'static str,
+    },
+    /// The request makes no render.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// An id that cannot be one.
+    #[error("`{0}` is no name for a render: use 1 to 64 letters, digits, `-`, `_` and `.`, not a dot first")]
+    Name(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a person submits.
+#[derive(Debug, Clone, Default)]
+pub struct JobSubmission {
+    /// The id wanted; `None` for the next free one.
+    pub id: Option<String>,
+    /// Higher goes first.
+    pub priority: i32,
+    /// What is asked for.
+    pub request: RenderRequest,
+    /// What comes along.
+    pub inputs: RequestInputs,
+}
+
+/// A change to a render.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobChange {
+    /// Hold its tasks back.
+    Pause,
+    /// Hand them out again.
+    Continue,
+    /// Give it up.
+    Cancel,
+    /// Give it another priority.
+    Priority(i32),
+}
+
+#[derive(Debug)]
+struct Shared {
+    farm: Farm,
+    store: RenderStore,
+    /// Renders that are started at a time.
+    active: usize,
+    entries: Mutex<BTreeMap<String, Entry>>,
+    /// One writer of states at a time, so that the last one written is the last one.
+    writing: AsyncMutex<()>,
+    /// Something changed that may let a render start.
+    changed: Notify,
+}
+
+/// A handle on all renders.
+#[derive(Debug, Clone)]
+pub struct Jobs(Arc<Shared>);
+
+impl Jobs {
+    /// Takes up the renders of a store. `active` renders are started at a time.
+    pub async fn open(farm: Farm, store: RenderStore, active: usize) -> Result<Self, StoreError> {
+        let entries = store.list().await?.into_iter().map(|s| (s.record.id.clone(), Entry::stored(s)));
+        let entries: BTreeMap<String, Entry> = entries.collect();
+        let unfinished = entries.values().filter(|e| !e.state.is_final()).count();
+        if unfinished > 0 {
+            tracing::info!(unfinished, "renders are taken up from the store");
+        }
+        Ok(Self(Arc::new(Shared {
+            farm,
+            store,
+            active: active.max(1),
+            entries: Mutex::new(entries),
+            writing: AsyncMutex::default(),
+            changed: Notify::new(),
+        })))
+    }
+
+    /// The farm that the renders run on.
+    pub fn farm(&self) -> &Farm {
+        &self.0.farm
+    }
+
+    /// Starts renders whose turn it is, until `shutdown`; then ends those that run, which are taken up
+    /// again at the next start.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut roster = self.0.farm.watch_roster();
+        loop {
+            self.settle_queued().await;
+            self.start_next().await;
+            tokio::select! {
+                () = self.0.changed.notified() => {}
+                changed = roster.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(TICK) => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        let runners: Vec<_> = self.entries().values_mut().filter_map(|e| e.runner.take()).collect();
+        runners.iter().for_each(tokio::task::JoinHandle::abort);
+        for runner in runners {
+            // It was told to end: how it did is of no interest any more.
+            let _ = runner.await;
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.0.entries.lock().expect("no holder panics")
+    }
+
+    /// Changes an entry and tells those who watch.
+    fn update<T>(&self, id: &str, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let mut entries = self.entries();
+        let entry = entries.get_mut(id)?;
+        let done = change(entry);
+        entry.touch();
+        Some(done)
+    }
+
+    /// Accepts a render. Where a worker with its model is there the settings are checked at once,
+    /// otherwise when one comes.
+    pub async fn submit(&self, submission: JobSubmission) -> Result<RenderStatus, JobError> {
+        let JobSubmission { id, priority, request, inputs } = submission;
+        if let Some(id) = &id
+            && !is_name(id)
+        {
+            return Err(JobError::Name(id.clone()));
+        }
+        let resolved = match choose_model(&self.0.farm.roster(), &request) {
+            Some(model) => Some(resolve(&request, &inputs, &model)?),
+            None => None,
+        };
+        let record = self.create(id, request, &inputs).await?;
+        let id = record.id.clone();
+        let state = StateRecord { priority, ..StateRecord::default() };
+        let mut entry = Entry::stored(Stored { record, spec: None, state });
+        if let Some(resolved) = resolved {
+            let spec = self.0.store.settle(&id, &resolved.spec).await?;
+            entry.settle(spec, resolved.warnings);
+        }
+        self.entries().insert(id.clone(), entry);
+        self.persist(&id).await?;
+        self.0.changed.notify_one();
+        tracing::info!(id, "a render was submitted");
+        self.status(&id).await.ok_or(JobError::Unknown(id))
+    }
+
+    async fn create(
+        &self,
+        id: Option<String>,
+        request: RenderRequest,
+        inputs: &RequestInputs,
+    ) -> Result<RenderRecord, JobError> {
+        let order = self.entries().values().map(|e| e.record.order).max().unwrap_or(0) + 1;
+        let mut record = RenderRecord {
+            version: VERSION,
+            id: String::new(),
+            order,
+            request,
+            picture: inputs.picture.as_ref().map(crate::sampler::resize::Picture::size),
+            has_plan: inputs.plan.is_some(),
+        };
+        if let Some(id) = id {
+            record.id = id;
+            self.0.store.create(&record, inputs).await?;
+            return Ok(record);
+        }
+        for number in order..order + FREE_IDS {
+            record.id = format!("r{number}");
+            match self.0.store.create(&record, inputs).await {
+                Err(StoreError::Taken(_)) => {}
+                Err(error) => return Err(error.into()),
+                Ok(()) => return Ok(record),
+            }
+        }
+        Err(StoreError::Taken(record.id).into())
+    }
+
+    /// Writes a render's state to the store.
+    async fn persist(&self, id: &str) -> Result<(), StoreError> {
+        let _one_at_a_time = self.0.writing.lock().await;
+        let Some(record) = self.entries().get(id).map(Entry::state_record) else { return Ok(()) };
+        self.0.store.set_state(id, &record).await
+    }
+
+    /// The same where nobody waits to hear of a failure: tried again for a while.
+    async fn persist_surely(&self, id: &str) {
+        for pause in [1, 5, 20, 60] {
+            match self.persist(id).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(id, %error, "a state could not be stored: trying again"),
+            }
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+        }
+        tracing::error!(id, "a state could not be stored");
+    }
+
+    /// One render's status.
+    pub async fn status(&self, id: &str) -> Option<RenderStatus> {
+        let all = self.statuses().await;
+        all.into_iter().find(|s| s.id == id)
+    }
+
+    /// Every render's status, in the order they are served.
+    pub async fn statuses(&self) -> Vec<RenderStatus> {
+        let workers = self.0.farm.workers().await;
+        let roster = self.0.farm.roster();
+        let lanes: Vec<_> =
+            self.entries().iter().filter_map(|(id, e)| Some((id.clone(), e.lane.clone()?))).collect();
+        let mut depths = BTreeMap::new();
+        for (id, lane) in lanes {
+            depths.insert(id, lane.depth().await);
+        }
+        let entries = self.entries();
+        let ranks = queue::ranks(entries.values());
+        let mut statuses: Vec<(usize, RenderStatus)> = Vec::new();
+        for (id, entry) in entries.iter() {
+            let scene = reason::Scene {
+                workers: &workers,
+                roster: &roster,
+                depth: depths.get(id).copied(),
+                ahead: ranks.get(id).copied().unwrap_or(0),
+                active: self.0.active,
+            };
+            let rank = ranks.get(id).copied().unwrap_or(usize::MAX);
+            statuses
+                .push((rank, entry.status(reason::reason(entry, &scene), reason::capacity(entry, &roster))));
+        }
+        statuses.sort_by_key(|(rank, status)| (*rank, entries[&status.id].record.order));
+        statuses.into_iter().map(|(_, status)| status).collect()
+    }
+
+    /// Is told when a render changes; `None` for an unknown one.
+    pub fn watch(&self, id: &str) -> Option<tokio::sync::watch::Receiver<u64>> {
+        self.entries().get(id).map(Entry::watch)
+    }
+
+    /// Changes a render.
+    pub async fn change(&self, id: &str, change: JobChange) -> Result<RenderStatus, JobError> {
+        let unknown = || JobError::Unknown(id.to_owned());
+        let lane = self.update(id, |entry| entry.change(change)).ok_or_else(unknown)??;
+        if let Some((lane, runner)) = lane {
+            match change {
+                JobChange::Pause => lane.pause(true).await,
+                JobChange::Continue => lane.pause(false).await,
+                JobChange::Priority(priority) => lane.prioritise(priority).await,
+                JobChange::Cancel => {}
+            }
+            if let Some(runner) = runner {
+                runner.abort();
+                // It was told to end: how it did is of no interest any more.
+                let _ = runner.await;
+            }
+        }
+        self.persist(id).await?;
+        self.0.changed.notify_one();
+        self.status(id).await.ok_or_else(unknown)
+    }
+
+    /// Whether there is work, and how many tasks: what an autoscaler asks.
+    pub async fn load(&self) -> (bool, usize) {
+        let (waiting, in_flight) = self.0.farm.depth().await;
+        let wanted = |e: &Entry| matches!(e.state, RenderState::Queued | RenderState::Running);
+        let unfinished = self.entries().values().any(wanted);
+        // Renders that wait for their first worker have no tasks yet.
+        (unfinished, (waiting + in_flight).max(usize::from(unfinished)))
+    }
+
+    /// The finished picture, the last latents or the plans of a render.
+    pub async fn fetch(&self, id: &str, what: Fetched) -> Result<Vec<u8>, JobError> {
+        let (state, stages) = self
+            .entries()
+            .get(id)
+            .map(|e| (e.state, e.spec.as_ref().map_or(0, |s| s.upscales.len() as u32)))
+            .ok_or_else(|| JobError::Unknown(id.to_owned()))?;
+        if state != RenderState::Done {
+            let reason = "there is nothing to fetch until it is done; `gigasmith watch` follows it";
+            return Err(JobError::State { id: id.to_owned(), state, reason });
+        }
+        let store = &self.0.store;
+        let found = match what {
+            Fetched::Picture => store.result(id).await?,
+            Fetched::Latents => store.stage_bytes(id, stages).await?,
+            Fetched::Plan => store.result_plan(id).await?,
+        };
+        let reason = match what {
+            Fetched::Latents => "no stage ran, so there are no latents",
+            _ => "its result is no longer in the store",
+        };
+        found.ok_or(JobError::State { id: id.to_owned(), state, reason })
+    }
+
+    /// Settles renders whose model has come.
+    async fn settle_queued(&self) {
+        let roster = self.0.farm.roster();
+        let unsettled = |e: &&Entry| e.spec.is_none() && e.state == RenderState::Queued;
+        let due: Vec<RenderRecord> =
+            self.entries().values().filter(unsettled).map(|e| e.record.clone()).collect();
+        for record in due {
+            let Some(model) = choose_model(&roster, &record.request) else { continue };
+            let settled = self.settle(&record, &model).await;
+            match settled {
+                Ok((spec, warnings)) => {
+                    self.update(&record.id, |entry| entry.settle(spec, warnings));
+                }
+                Err(JobError::Store(error @ StoreError::Store { .. })) => {
+                    // The store may come back: the render waits.
+                    tracing::warn!(id = record.id, %error, "a render cannot be settled yet");
+                    continue;
+                }
+                Err(error) => {
+                    self.update(&record.id, |entry| entry.end(RenderState::Failed, error.to_string()));
+                }
+            }
+            self.persist_surely(&record.id).await;
+        }
+    }
+
+    async fn settle(
+        &self,
+        record: &RenderRecord,
+        model: &ModelDescription,
+    ) -> Result<(RenderSpec, Vec<String>), JobError> {
+        let inputs = self.0.store.inputs(record).await?;
+        let resolved = resolve(&record.request, &inputs, model)?;
+        Ok((self.0.store.settle(&record.id, &resolved.spec).await?, resolved.warnings))
+    }
+
+    /// Starts the renders whose turn it is.
+    async fn start_next(&self) {
+        let roster = self.0.farm.roster();
+        let due =
+            queue::due(self.entries().values(), self.0.active, |spec| model_of(&roster, spec).is_some());
+        for id in due {
+            let jobs = self.clone();
+            let Some(spec) = self.entries().get(&id).and_then(|e| e.spec.clone()) else { continue };
+            let Some(model) = model_of(&roster, &spec) else { continue };
+            let named = id.clone();
+            self.update(&id, move |entry| {
+                entry.state = RenderState::Running;
+                entry.runner = Some(tokio::spawn(run::run(jobs, named, spec, model)));
+            });
+        }
+    }
+}
+
+/// Which part of a finished render.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// The picture, a PNG.
+    Picture,
+    /// The last stage's latents, a safetensors file.
+    Latents,
+    /// The plans of the upscale stages, JSON.
+    Plan,
+}
+
+/// Whether a text can be a render's id.
+fn is_name(id: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=64).contains(&id.len()) && !id.starts_with('.') && id.chars().all(plain)
+}
+
+/// The model that a request gets: of the kinds it wants the one with the most workers.
+fn choose_model(roster: &Roster, request: &RenderRequest) -> Option<Arc<ModelDescription>> {
+    let wanted = roster.kinds.iter().rev().filter(|k| request.wants(&k.model));
+    wanted.max_by_key(|k| (k.open, k.workers)).map(|k| k.model.clone())
+}
+
+/// The model a spec was settled on, if a worker that holds it is connected.
+fn model_of(roster: &Roster, spec: &RenderSpec) -> Option<Arc<ModelDescription>> {
+    let suits = |model: &ModelDescription| {
+        let model = ModelSpec::of(model);
+        model.fingerprints == spec.model.fingerprints
+            && (spec.mix || model.numeric_class == spec.model.numeric_class)
+    };
+    let same_class = |k: &&crate::farm::Kind| k.model.numeric_class == spec.model.numeric_class;
+    let suited = || roster.kinds.iter().filter(|k| suits(&k.model));
+    suited().find(same_class).or_else(|| suited().next()).map(|k| k.model.clone())
+}

@@ -1,0 +1,83 @@
+//! Whose turn it is.
+//!
+//! Pure. Renders are served by priority, then in the order they were submitted. A bounded number is
+//! started at a time, because a started render takes memory; one that outranks those is started all the
+//! same, and the others keep what they have and wait for its workers. Renders that wait for a model or
+//! for a person don't count.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use gigasmith_proto::domain::RenderState;
+
+use super::entry::Entry;
+use crate::spec::RenderSpec;
+
+fn rank(entry: &Entry) -> (Reverse<i32>, u64, &str) {
+    (Reverse(entry.priority), entry.record.order, &entry.record.id)
+}
+
+/// How many unfinished renders are served before each unfinished one.
+pub(super) fn ranks<'a>(entries: impl Iterator<Item = &'a Entry>) -> BTreeMap<String, usize> {
+    let mut unfinished: Vec<&Entry> = entries.filter(|e| !e.state.is_final()).collect();
+    unfinished.sort_by_key(|e| rank(e));
+    unfinished.into_iter().enumerate().map(|(i, e)| (e.record.id.clone(), i)).collect()
+}
+
+/// Ids of the renders to start now: those among the first `active` whose model is there (`has_model`) and
+/// that are not started.
+pub(super) fn due<'a>(
+    entries: impl Iterator<Item = &'a Entry>,
+    active: usize,
+    has_model: impl Fn(&RenderSpec) -> bool,
+) -> Vec<String> {
+    let can_run = |e: &&Entry| match e.state {
+        RenderState::Running => true,
+        RenderState::Queued => e.spec.as_ref().is_some_and(&has_model),
+        _ => false,
+    };
+    let mut runnable: Vec<&Entry> = entries.filter(can_run).collect();
+    runnable.sort_by_key(|e| rank(e));
+    let first = runnable.into_iter().take(active);
+    first.filter(|e| e.state == RenderState::Queued).map(|e| e.record.id.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::JobChange;
+    use crate::request::RenderRequest;
+    use crate::store::{RenderRecord, StateRecord, Stored, VERSION};
+
+    fn entry(id: &str, order: u64, priority: i32) -> Entry {
+        let request = RenderRequest::default();
+        let id = id.to_owned();
+        let record = RenderRecord { version: VERSION, id, order, request, picture: None, has_plan: false };
+        let state = StateRecord { priority, ..StateRecord::default() };
+        Entry::stored(Stored { record, spec: Some(crate::spec::tests::spec()), state })
+    }
+
+    #[test]
+    fn the_first_by_priority_then_by_order_are_started() {
+        let mut entries = [entry("a", 1, 0), entry("b", 2, 5), entry("c", 3, 5), entry("d", 4, 0)];
+        let due = |entries: &[Entry], active| due(entries.iter(), active, |_| true);
+        assert_eq!(due(&entries, 1), ["b"]);
+        assert_eq!(due(&entries, 3), ["b", "c", "a"]);
+        entries[1].state = RenderState::Running;
+        assert!(due(&entries, 1).is_empty(), "one is started already");
+        assert_eq!(due(&entries, 2), ["c"]);
+        entries[3].priority = 9;
+        assert_eq!(due(&entries, 1), ["d"], "a higher one is started beside it");
+        entries[1].change(JobChange::Pause).unwrap();
+        assert_eq!(due(&entries, 2), ["d", "c"], "a paused one takes no place");
+        assert_eq!(ranks(entries.iter())["a"], 3);
+    }
+
+    #[test]
+    fn renders_without_their_model_take_no_place() {
+        let mut entries = [entry("a", 1, 0), entry("b", 2, 0)];
+        entries[0].spec = None;
+        assert_eq!(due(entries.iter(), 1, |_| true), ["b"]);
+        assert!(due(entries.iter(), 1, |_| false).is_empty());
+    }
+}

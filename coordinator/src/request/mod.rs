@@ -1,0 +1,110 @@
+//! A render as it was asked for: what was given, and nothing that follows from it.
+//!
+//! A request can be made, sent and kept before any worker with its model is there; [`resolve`] settles it
+//! into a [`RenderSpec`] once the model is known.
+
+mod resolve;
+
+use gigasmith_proto::domain::{Dtype, ModelDescription, WireDtype};
+use serde::{Deserialize, Serialize};
+
+pub use resolve::{Resolved, resolve};
+
+use crate::sampler::cascade::CascadeError;
+use crate::sampler::plan::{PlanFileError, PlanKind};
+use crate::sampler::resize::Picture;
+use crate::sampler::schedule::ScheduleError;
+use crate::sampler::tiles::VaeMode;
+use crate::spec::{RenderSpec, Rng, SliderError, SpecError};
+
+/// A request that makes no render on this model.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    /// The sizes.
+    #[error(transparent)]
+    Size(#[from] CascadeError),
+    /// The steps.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// The sliders.
+    #[error(transparent)]
+    Slider(#[from] SliderError),
+    /// A number, a block, a mode.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The plan file.
+    #[error(transparent)]
+    Plan(#[from] PlanFileError),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What was asked for. Empty lists and `None` mean: not given.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RenderRequest {
+    /// What to draw.
+    pub prompt: String,
+    /// What to steer away from.
+    pub negative_prompt: Option<String>,
+    /// Width of the final picture in image pixels.
+    pub width: Option<u32>,
+    /// Height of the final picture in image pixels.
+    pub height: Option<u32>,
+    /// Side of the final picture against the base.
+    pub scale: Option<f64>,
+    /// Sides of all upscale stages against the base.
+    pub stages: Vec<f64>,
+    /// Denoising steps per stage.
+    pub steps: Option<u32>,
+    /// Guided steps: one value, or one per upscale stage.
+    pub slider: Vec<u32>,
+    /// Classifier-free guidance scale.
+    pub guidance_scale: Option<f32>,
+    /// Perturbed-attention guidance scale.
+    pub pag_scale: Option<f32>,
+    /// Self-attentions that it perturbs.
+    pub pag_blocks: Vec<String>,
+    /// The seed.
+    pub seed: u64,
+    /// The model's name.
+    pub model: String,
+    /// Kind of device the workers must have: `cpu`, `cuda` or `metal`.
+    pub backend: Option<String>,
+    /// What the workers must compute in.
+    pub dtype: Option<Dtype>,
+    /// How windows are laid.
+    pub plan: Option<PlanKind>,
+    /// Everything as published.
+    pub paper: bool,
+    /// Where the base stage's noise comes from.
+    pub rng: Option<Rng>,
+    /// How pictures go through the VAE.
+    pub vae: Option<VaeMode>,
+    /// How latents and noise predictions travel.
+    pub wire: Option<WireDtype>,
+    /// Whether workers of any numeric class may take part.
+    pub mix: bool,
+    /// The settings of a picture made before.
+    pub from: Option<RenderSpec>,
+}
+
+impl RenderRequest {
+    /// Whether a model is one that was asked for: its name, its kind of device, its number format.
+    pub fn wants(&self, model: &ModelDescription) -> bool {
+        let class = &model.numeric_class;
+        self.model == model.name
+            && self.backend.as_ref().is_none_or(|b| *b == class.backend)
+            && self.dtype.is_none_or(|d| d == class.dtype)
+    }
+}
+
+/// What comes along with a request.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RequestInputs {
+    /// Takes the place of the base stage.
+    pub picture: Option<Picture>,
+    /// A plan file's JSON.
+    pub plan: Option<String>,
+}

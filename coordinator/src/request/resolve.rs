@@ -1,0 +1,254 @@
+//! From a request to a render spec: what is given wins, then `--paper`, then `--from`, then the model's
+//! preset.
+
+use gigasmith_proto::domain::{ModelDescription, PAPER_SLIDER_SHARES};
+
+use super::{RenderRequest, RequestError, RequestInputs};
+use crate::sampler::cascade::{Cascade, ModelSizes, SizeRequest};
+use crate::sampler::plan::{Plan, PlanFile, PlanFileError, PlanKind, StagePlanFile};
+use crate::sampler::resize::Picture;
+use crate::sampler::schedule::Schedule;
+use crate::sampler::tiles::VaeMode;
+use crate::sampler::units::ImageSize;
+use crate::spec::{Crops, ModelSpec, PagSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec, resolve_sliders};
+
+/// What `--paper` sets.
+struct Published {
+    steps: u32,
+    guidance_scale: f32,
+    plan: PlanKind,
+    crops: Crops,
+    vae: VaeMode,
+}
+
+/// The publication's settings (its section 4 and its program's defaults).
+const PAPER: Published = Published {
+    steps: 50,
+    guidance_scale: 7.5,
+    plan: PlanKind::Paper,
+    crops: Crops::Published,
+    vae: VaeMode::Tiled,
+};
+/// How much of a picture may be cut off in silence.
+const QUIET_CUT: f64 = 0.1;
+
+/// A render with every setting settled.
+#[derive(Debug)]
+pub struct Resolved {
+    /// What decides its bytes.
+    pub spec: RenderSpec,
+    /// Plans that take the place of drawn ones.
+    pub plans: Option<Vec<Plan>>,
+    /// What works, but may not be what was meant.
+    pub warnings: Vec<String>,
+}
+
+/// Settles every setting of a request on a model.
+pub fn resolve(
+    request: &RenderRequest,
+    inputs: &RequestInputs,
+    model: &ModelDescription,
+) -> Result<Resolved, RequestError> {
+    let from = request.from.as_ref();
+    let picture = inputs.picture.as_ref();
+    let plan_file = inputs.plan.as_deref().map(read_plan).transpose()?;
+    let mut warnings = Vec::new();
+    let paper = request.paper.then_some(PAPER);
+    let paper = paper.as_ref();
+    let steps = pick(request.steps, paper.map(|p| p.steps), from.map(|f| f.steps), model.preset.steps);
+    Schedule::new(&model.schedule, steps)?;
+    let (base, sizes) = sizes(request, from, picture, model)?;
+    let shares = if request.paper { PAPER_SLIDER_SHARES } else { model.preset.slider_shares };
+    let guidance_scale = pick(
+        request.guidance_scale,
+        paper.map(|p| p.guidance_scale),
+        from.map(|f| f.guidance_scale),
+        model.preset.guidance_scale,
+    );
+    let plan = plan_file.as_ref().and_then(|file| file.stages.first()).map(|s| s.kind).or(request.plan);
+    let spec = RenderSpec {
+        version: SPEC_VERSION,
+        prompt: request.prompt.clone(),
+        negative_prompt: request.negative_prompt.clone().or(from.and_then(|f| f.negative_prompt.clone())),
+        model: ModelSpec::of(model),
+        base,
+        upscales: sliders(request, from, (steps, shares), &sizes)?,
+        steps,
+        guidance_scale,
+        pag: pag(request, from)?,
+        seed: request.seed,
+        plan: pick(plan, paper.map(|p| p.plan), from.map(|f| f.plan), PlanKind::Balanced),
+        plan_hash: inputs.plan.as_ref().map(|json| blake3::hash(json.as_bytes()).to_string()),
+        rng: pick(request.rng, None, from.map(|f| f.rng), Rng::Philox),
+        crops: pick(None, paper.map(|p| p.crops), from.map(|f| f.crops), Crops::True),
+        vae: pick(request.vae, paper.map(|p| p.vae), from.map(|f| f.vae), VaeMode::Auto),
+        image_hash: picture.map(|p| blake3::hash(p.rgb()).to_string()),
+        wire: pick(request.wire, None, from.map(|f| f.wire), Default::default()),
+        mix: request.mix,
+    };
+    spec.check(model)?;
+    let plans = plan_file.map(|file| plans(&file, &spec, model)).transpose()?;
+    if let Some(from) = from {
+        check_origin(from, &spec, &mut warnings)?;
+    }
+    warnings.extend(remarks(&spec));
+    Ok(Resolved { spec, plans, warnings })
+}
+
+fn read_plan(json: &str) -> Result<PlanFile, RequestError> {
+    let file: PlanFile = serde_json::from_str(json)
+        .map_err(|e| RequestError::Other(format!("the plan file is damaged: {e}")))?;
+    match file.version {
+        1 => Ok(file),
+        other => Err(PlanFileError::Version(other).into()),
+    }
+}
+
+/// What works, but may not be what was meant.
+fn remarks(spec: &RenderSpec) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let last = spec.upscales.last().map_or(spec.base, |u| u.size);
+    if let Some(cut) = cut_off(spec.base, last) {
+        let percent = cut * 100.0;
+        remarks.push(format!(
+            "the base is {}: {percent:.0}% of it is cut off to fit the final aspect",
+            spec.base
+        ));
+    }
+    if spec.negative_prompt.is_some() && spec.guidance_scale <= 1.0 {
+        let scale = spec.guidance_scale;
+        remarks.push(format!(
+            "the negative prompt does nothing at guidance scale {scale}: it needs more than 1"
+        ));
+    }
+    remarks
+}
+
+/// The first that is there: given, published, from a picture, preset.
+fn pick<T>(given: Option<T>, paper: Option<T>, from: Option<T>, preset: T) -> T {
+    given.or(paper).or(from).unwrap_or(preset)
+}
+
+/// What rendering a picture again needs and was not given, or what now differs.
+fn check_origin(
+    from: &RenderSpec,
+    spec: &RenderSpec,
+    warnings: &mut Vec<String>,
+) -> Result<(), RequestError> {
+    for (what, flag, before, now) in [
+        ("image", "--image", &from.image_hash, &spec.image_hash),
+        ("plan file", "--plan-file", &from.plan_hash, &spec.plan_hash),
+    ] {
+        match (before, now) {
+            (Some(_), None) => {
+                return Err(RequestError::Other(format!(
+                    "the picture was made with its own {what}: pass it with {flag}"
+                )));
+            }
+            (Some(before), Some(now)) if before != now => {
+                warnings.push(format!("this is another {what} than the one the picture was made with"));
+            }
+            _ => {}
+        }
+    }
+    let (before, now) = (&from.model, &spec.model);
+    if before.fingerprints != now.fingerprints {
+        let (before, now) = (&before.name, &now.name);
+        warnings.push(format!(
+            "the picture was made with other weights ({before}) than these ({now}): it will differ"
+        ));
+    } else if before.numeric_class != now.numeric_class {
+        let (before, now) = (&before.numeric_class, &now.numeric_class);
+        warnings.push(format!(
+            "the picture was computed as {before}, this one as {now}: it may differ in the last bits"
+        ));
+    }
+    Ok(())
+}
+
+fn sizes(
+    request: &RenderRequest,
+    from: Option<&RenderSpec>,
+    picture: Option<&Picture>,
+    model: &ModelDescription,
+) -> Result<(ImageSize, Vec<ImageSize>), RequestError> {
+    let wanted = SizeRequest {
+        width: request.width,
+        height: request.height,
+        scale: request.scale,
+        stages: request.stages.clone(),
+        picture: picture.map(Picture::size),
+    };
+    let asked = SizeRequest { picture: None, ..wanted.clone() } != SizeRequest::default();
+    let same_picture = |f: &&RenderSpec| picture.is_none_or(|p| p.size() == f.base && !f.upscales.is_empty());
+    if let Some(from) = from.filter(|_| !asked).filter(same_picture) {
+        return Ok((from.base, from.upscales.iter().map(|u| u.size).collect()));
+    }
+    let model_sizes = ModelSizes {
+        native: &model.native_sizes,
+        latent_factor: model.latent_factor,
+        default_scale: model.preset.scale.into(),
+    };
+    let cascade = Cascade::resolve(&wanted, model_sizes)?;
+    Ok((cascade.base, cascade.upscales))
+}
+
+/// The share of the base that the final aspect leaves out, when worth a word.
+fn cut_off(base: ImageSize, last: ImageSize) -> Option<f64> {
+    let aspect = |s: ImageSize| f64::from(s.width) / f64::from(s.height);
+    let (a, b) = (aspect(base), aspect(last));
+    let cut = 1.0 - (a / b).min(b / a);
+    (cut > QUIET_CUT).then_some(cut)
+}
+
+/// Sliders as given; else those of a picture made before, in proportion to the steps; else shares of the
+/// steps: the publication's with `--paper`, or the model's.
+fn sliders(
+    request: &RenderRequest,
+    from: Option<&RenderSpec>,
+    (steps, shares): (u32, [f32; 2]),
+    sizes: &[ImageSize],
+) -> Result<Vec<UpscaleSpec>, RequestError> {
+    let given = match from.filter(|f| f.upscales.len() == sizes.len()) {
+        _ if !request.slider.is_empty() => request.slider.clone(),
+        Some(from) if !request.paper => {
+            let share =
+                |slider: u32| (u64::from(slider) * u64::from(steps) * 2 / u64::from(from.steps)).div_ceil(2);
+            from.upscales.iter().map(|u| share(u.slider) as u32).collect()
+        }
+        _ => Vec::new(),
+    };
+    let sliders = resolve_sliders(&given, steps, sizes.len(), shares)?;
+    Ok(sizes.iter().zip(sliders).map(|(&size, slider)| UpscaleSpec { size, slider }).collect())
+}
+
+fn pag(request: &RenderRequest, from: Option<&RenderSpec>) -> Result<Option<PagSpec>, RequestError> {
+    let before = from.and_then(|f| f.pag.clone());
+    let scale = request.pag_scale.or(before.as_ref().map(|p| p.scale)).unwrap_or(0.0);
+    if scale == 0.0 {
+        return match request.pag_blocks.is_empty() {
+            true => Ok(None),
+            false => {
+                Err(RequestError::Other("--pag-blocks needs a --pag-scale above 0, for example 3".into()))
+            }
+        };
+    }
+    let blocks = match (&request.pag_blocks[..], before) {
+        ([], Some(before)) => before.blocks,
+        ([], None) => vec!["mid".into()],
+        (blocks, _) => blocks.to_vec(),
+    };
+    Ok(Some(PagSpec { scale, blocks }))
+}
+
+fn plans(file: &PlanFile, spec: &RenderSpec, model: &ModelDescription) -> Result<Vec<Plan>, RequestError> {
+    let (found, wanted) = (file.stages.len(), spec.upscales.len());
+    if found != wanted {
+        return Err(PlanFileError::Stages { found, wanted }.into());
+    }
+    let plan = |(stage, (file, upscale)): (usize, (&StagePlanFile, &UpscaleSpec))| {
+        let canvas = upscale.size.latent(model.latent_factor);
+        file.to_plan(stage, canvas, model.patch_side as usize, spec.steps as usize)
+    };
+    Ok((1..).zip(file.stages.iter().zip(&spec.upscales)).map(plan).collect::<Result<_, PlanFileError>>()?)
+}

@@ -1,0 +1,56 @@
+//! From a URL, or a plain folder, to an object store.
+
+use std::sync::Arc;
+
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreScheme};
+use url::Url;
+
+use super::RenderStore;
+
+/// A store that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the store {url}: {reason}")]
+pub struct StoreUrlError {
+    url: String,
+    reason: String,
+}
+
+/// What may be given.
+const KINDS: &str = "give a folder, or file://, s3://, gs://, az:// or memory://";
+
+/// Opens the store of a URL (`file:///renders`, `s3://bucket/prefix`, ...) or of a plain folder, which is
+/// made if need be. Credentials and endpoints come from the usual environment variables (`AWS_*`,
+/// `GOOGLE_*`, `AZURE_*`).
+pub fn open(text: &str) -> Result<RenderStore, StoreUrlError> {
+    let fail = |reason: String| StoreUrlError { url: text.to_owned(), reason };
+    if !text.contains("://") {
+        return folder(std::path::Path::new(text)).map_err(fail);
+    }
+    let url = Url::parse(text).map_err(|e| fail(format!("{e}; {KINDS}")))?;
+    let (scheme, _) = ObjectStoreScheme::parse(&url).map_err(|e| fail(format!("{e}; {KINDS}")))?;
+    if matches!(scheme, ObjectStoreScheme::Local) {
+        let path = url.to_file_path().map_err(|()| fail(format!("it names no folder; {KINDS}")))?;
+        return folder(&path).map_err(fail);
+    }
+    install_crypto();
+    let variables = std::env::vars()
+        .filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix)));
+    let variables = variables.map(|(name, value)| (name.to_lowercase(), value));
+    let (objects, root) =
+        object_store::parse_url_opts(&url, variables).map_err(|e| fail(format!("{e}; {KINDS}")))?;
+    Ok(RenderStore::new(Arc::from(objects), root))
+}
+
+fn folder(path: &std::path::Path) -> Result<RenderStore, String> {
+    std::fs::create_dir_all(path).map_err(|e| e.to_string())?;
+    let objects = LocalFileSystem::new_with_prefix(path).map_err(|e| e.to_string())?.with_fsync(true);
+    Ok(RenderStore::new(Arc::new(objects) as Arc<dyn ObjectStore>, Path::default()))
+}
+
+/// The HTTP client asks for the process's cryptography: ring, as for every other connection here.
+fn install_crypto() {
+    // Somebody may have installed it before: then there is nothing to do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

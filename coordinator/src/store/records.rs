@@ -1,0 +1,96 @@
+//! What the store keeps of a render, as JSON.
+
+use gigasmith_proto::domain::RenderState;
+use serde::{Deserialize, Serialize};
+
+use crate::request::RenderRequest;
+use crate::sampler::units::ImageSize;
+
+/// The format version that this program writes, and the only one so far.
+pub const VERSION: u32 = 1;
+
+/// `render.json`: a render as it was submitted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RenderRecord {
+    /// Format version.
+    pub version: u32,
+    /// The render's id: also the name of its folder.
+    pub id: String,
+    /// Position among all renders of the store: those of equal priority run in this order.
+    pub order: u64,
+    /// What was asked for.
+    pub request: RenderRequest,
+    /// Size of the picture that came along.
+    pub picture: Option<ImageSize>,
+    /// Whether a plan file came along.
+    pub has_plan: bool,
+}
+
+impl RenderRecord {
+    /// Whether this program can read it.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.version {
+            VERSION => Ok(()),
+            other => Err(format!("it has version {other}, this program reads {VERSION}: use a newer one")),
+        }
+    }
+}
+
+/// `state.json`: how far a render is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateRecord {
+    /// Where it stands. `queued` and `running` mean the same after a restart.
+    pub state: StoredState,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Why it is paused or has failed.
+    pub reason: String,
+    /// What the user should know of its settings.
+    pub warnings: Vec<String>,
+}
+
+impl Default for StateRecord {
+    fn default() -> Self {
+        Self { state: StoredState::Queued, priority: 0, reason: String::new(), warnings: Vec::new() }
+    }
+}
+
+/// A render's state as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoredState {
+    /// Waits, or is under way.
+    Queued,
+    /// Held back.
+    Paused,
+    /// Its picture is there.
+    Done,
+    /// Given up.
+    Cancelled,
+    /// Cannot be done.
+    Failed,
+}
+
+impl From<RenderState> for StoredState {
+    fn from(state: RenderState) -> Self {
+        match state {
+            RenderState::Queued | RenderState::Running => Self::Queued,
+            RenderState::Paused => Self::Paused,
+            RenderState::Done => Self::Done,
+            RenderState::Cancelled => Self::Cancelled,
+            RenderState::Failed => Self::Failed,
+        }
+    }
+}
+
+impl From<StoredState> for RenderState {
+    fn from(state: StoredState) -> Self {
+        match state {
+            StoredState::Queued => Self::Queued,
+            StoredState::Paused => Self::Paused,
+            StoredState::Done => Self::Done,
+            StoredState::Cancelled => Self::Cancelled,
+            StoredState::Failed => Self::Failed,
+        }
+    }
+}
