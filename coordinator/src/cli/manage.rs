@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use gigasmith_proto::domain::{RenderStatus, WorkerState, WorkerStatus};
+use gigasmith_proto::domain::{RenderState, RenderStatus, WorkerState, WorkerStatus};
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_worker::connect::ConnectArgs;
@@ -236,11 +236,17 @@ fn detail(render: &RenderStatus) -> String {
         lines.extend(value.map(|value| format!("{name:<9} {value}")));
     };
     add("size", render.size.map(|(w, h)| format!("{w}x{h}")));
-    add("rate", (render.progress.rate > 0.0).then(|| format!("{:.2} patches/s", render.progress.rate)));
+    add("rate", rate(render).map(|rate| format!("{rate:.2} patches/s")));
     add("left", render.seconds_left().map(duration));
     add("reason", Some(render.reason.clone()).filter(|r| !r.is_empty()));
     render.warnings.iter().for_each(|w| add("warning", Some(w.clone())));
     lines.join("\n")
+}
+
+/// Patches per second, while there are any.
+fn rate(render: &RenderStatus) -> Option<f64> {
+    let rate = render.progress.rate;
+    (rate > 0.0 && render.state == RenderState::Running).then_some(rate)
 }
 
 fn table(renders: &[RenderStatus]) -> String {
@@ -256,7 +262,7 @@ fn table(renders: &[RenderStatus]) -> String {
             r.priority.to_string(),
             r.size.map_or("?".into(), |(w, h)| format!("{w}x{h}")),
             progress(r),
-            if r.progress.rate > 0.0 { format!("{:.1}/s", r.progress.rate) } else { String::new() },
+            rate(r).map_or(String::new(), |rate| format!("{rate:.1}/s")),
             r.seconds_left().map_or(String::new(), duration),
             r.workers.to_string(),
             r.reason.clone(),
