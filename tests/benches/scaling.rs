@@ -2,23 +2,29 @@
 //!
 //! `cargo bench -p gigasmith-tests --bench scaling -- [LATENCY_MS] [SIZE] [STEPS] [WORKERS,...] [PLANS,...]`
 //! (250, 8192, 50, 8,64 and balanced,paper when nothing is given) renders one upscale stage from a flat
-//! picture and prints, per plan and worker count, wall time, speed-up against one worker, the ideal, and
+//! picture and prints, per plan and worker count, wall time, speed-up against one worker, the ideal, what
+//! the plan's dependencies allow (the same decisions, simulated without any cost of the coordinator), and
 //! what a barrier after every step would allow. One worker's time is calls x latency, which
 //! `... -- 250 4096 2 1` checks. A worker count of the form `1+1+1+4` is an uneven farm: one worker
 //! for each number, so many times as fast as LATENCY_MS says.
 #![allow(clippy::print_stdout)]
 
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gigasmith_coordinator::farm::{Farm, FarmOptions, LaneOptions, service};
+use gigasmith_coordinator::farm::table::{
+    ClassKey, JobOptions, LeaseId, Millis, ModelKey, Requirement, Skills, TaskId, TaskTable, WorkerId,
+};
+use gigasmith_coordinator::farm::{Farm, FarmOptions, LaneOptions, TaskOrder, service};
 use gigasmith_coordinator::net;
 use gigasmith_coordinator::net::doorman;
 use gigasmith_coordinator::render::{RenderInputs, render};
+use gigasmith_coordinator::sampler::graph::{Frontier, Graph};
 use gigasmith_coordinator::sampler::plan::{Geometry, Plan, PlanKind};
 use gigasmith_coordinator::sampler::resize::Picture;
 use gigasmith_coordinator::sampler::tiles::VaeMode;
-use gigasmith_coordinator::sampler::units::{ImageSize, Step};
+use gigasmith_coordinator::sampler::units::{ImageSize, PatchId, Step};
 use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec};
 use gigasmith_proto::domain::ModelDescription;
 use gigasmith_worker::backend::Backend;
@@ -53,8 +59,8 @@ async fn main() -> anyhow::Result<()> {
     let plans = args.get(4).map_or("balanced,paper", String::as_str);
     println!("{size}x{size}, {steps} steps, {latency:?} a patch\n");
     println!(
-        "{:<9} {:>7} {:>6} {:>9} {:>9} {:>6} {:>13}",
-        "plan", "workers", "calls", "wall s", "speed-up", "ideal", "with barrier"
+        "{:<9} {:>7} {:>6} {:>9} {:>9} {:>6} {:>9} {:>13}",
+        "plan", "workers", "calls", "wall s", "speed-up", "ideal", "simulated", "with barrier"
     );
     for name in plans.split(',') {
         let kind = match name {
@@ -70,15 +76,74 @@ async fn main() -> anyhow::Result<()> {
             let ideal: u32 = speeds.iter().sum();
             let case = Case { kind, size, steps, latency, speeds };
             let (calls, barrier) = plan_figures(&case, ideal as usize);
+            let simulated = simulate(&case);
             let wall = run(&case).await?;
             let speed_up = calls as f64 * latency.as_secs_f64() / wall.as_secs_f64();
             println!(
-                "{name:<9} {farm:>7} {calls:>6} {:>9.1} {speed_up:>8.2}x {ideal:>5}x {barrier:>12.1}x",
+                "{name:<9} {farm:>7} {calls:>6} {:>9.1} {speed_up:>8.2}x {ideal:>5}x {simulated:>8.2}x {barrier:>12.1}x",
                 wall.as_secs_f64()
             );
         }
     }
     Ok(())
+}
+
+/// Speed-up of the same decisions where nothing but the patches takes time.
+fn simulate(case: &Case) -> f64 {
+    // In microseconds where the table counts milliseconds: it only compares them.
+    let latency = case.latency.as_micros() as u64;
+    let canvas = ImageSize { width: case.size, height: case.size }.latent(8);
+    let plan = Plan::draw(case.kind, Geometry::new(canvas, 128), case.steps as usize, SEED, 1);
+    let calls = plan.len();
+    let mut frontier: Frontier<()> = Frontier::new(Arc::new(Graph::new(&plan, case.steps as usize * 3 / 5)));
+    let mut table = TaskTable::default();
+    let (model, class) = (ModelKey(0), ClassKey(0));
+    let requirement = Requirement { model, class: Some(class) };
+    let job = table.open_job(JobOptions { requirement, priority: 0, pause_on_failure: false });
+    // Per worker: how long a patch takes it, its queue, and when the first of it ends.
+    let mut workers: BTreeMap<WorkerId, (u64, VecDeque<LeaseId>, u64)> = BTreeMap::new();
+    for speed in &case.speeds {
+        let worker = table.join(Millis(0), Skills { model, class }, 2);
+        table.set_open(worker, true, true);
+        workers.insert(worker, (latency / u64::from(*speed), VecDeque::new(), 0));
+    }
+    let mut patches: HashMap<TaskId, PatchId> = HashMap::new();
+    let (mut now, mut prepared) = (0u64, 0usize);
+    while !frontier.is_done() {
+        while prepared < 4 * case.speeds.len() {
+            let Some(id) = frontier.next_ready() else { break };
+            let order = TaskOrder { stage: 1, position: id.0 };
+            patches.insert(table.submit(job, order, "patch").expect("the job is open"), id);
+            prepared += 1;
+        }
+        // Nobody is ever silent here.
+        workers.keys().for_each(|&worker| table.hear(Millis(now), worker));
+        while let Some((worker, lease, _)) = table.assign(Millis(now)) {
+            let (pace, queue, ends) = workers.get_mut(&worker).expect("it joined");
+            if queue.is_empty() {
+                *ends = now + *pace;
+            }
+            queue.push_back(lease);
+        }
+        for (worker, lease) in table.take_withdrawn() {
+            // What the device has begun runs to its end, in vain.
+            let (_, queue, _) = workers.get_mut(&worker).expect("it joined");
+            let first = queue.front().copied();
+            queue.retain(|l| *l != lease || Some(*l) == first);
+        }
+        let busy = workers.iter().filter(|(_, (_, queue, _))| !queue.is_empty());
+        let (&worker, _) = busy.min_by_key(|(_, (_, _, ends))| *ends).expect("somebody works");
+        let (pace, queue, ends) = workers.get_mut(&worker).expect("just seen");
+        now = *ends;
+        let lease = queue.pop_front().expect("it is busy");
+        *ends = now + *pace;
+        if let Some(task) = table.leased(worker, lease) {
+            table.succeed(Millis(now), worker, lease);
+            frontier.complete(patches[&task], (), |_, ()| {});
+            prepared -= 1;
+        }
+    }
+    calls as f64 * latency as f64 / now as f64
 }
 
 fn spec(model: &ModelDescription, case: &Case) -> RenderSpec {

@@ -9,8 +9,9 @@
 //! given twice, until a deadline. Hearing from the worker moves the deadline; silence or a failure
 //! frees the task for another worker. When a connection breaks, its leases are *suspended*: the tasks
 //! are free at once, yet the worker may return before the deadline and hand its results in. A worker
-//! that fails again and again is blocked. When nothing waits, idle workers duplicate leases that have
-//! stood for twice the usual time, the oldest first; the first result wins.
+//! that fails again and again is blocked. When nothing waits, an idle worker takes over a task that stands
+//! behind another in a busy worker's queue, or else duplicates a lease that has stood for twice the usual
+//! time, the oldest first; the first result wins.
 //!
 //! Invariants (the simulation in `table/simulation.rs` checks them after every event):
 //! 1. *No task is lost*: a task waits, or is leased to at least one connected worker, until it ends.
@@ -313,11 +314,54 @@ impl TaskTable {
     }
 
     /// Leases the first task that some worker has room for to the worker that will be done with it
-    /// first; when there is none, leases the task that is overdue the longest a second time, to a worker
-    /// that has nothing else to do.
+    /// first. When there is none, a worker that has nothing else to do takes the first task that stands
+    /// second in another's queue, or else duplicates the one that is overdue the longest.
     pub fn assign(&mut self, now: Millis) -> Option<(WorkerId, LeaseId, TaskId)> {
-        let (worker, task) = self.first_waiting(now).or_else(|| self.overdue(now))?;
+        if let Some((worker, task)) = self.first_waiting(now) {
+            return Some(self.lease(now, worker, task));
+        }
+        let idle = |w: &Worker| w.is_sound(now) && w.leases.is_empty();
+        let idle: Vec<WorkerId> = self.workers.iter().filter(|(_, w)| idle(w)).map(|(&id, _)| id).collect();
+        if idle.is_empty() {
+            return None;
+        }
+        if let Some((worker, lease)) = self.queued_elsewhere(&idle) {
+            let Lease { task, worker: holder, .. } = self.leases[&lease];
+            self.withdrawn.push((holder, lease));
+            self.end_lease(lease);
+            return Some(self.lease(now, worker, task));
+        }
+        let (worker, task) = self.overdue(now, &idle)?;
         Some(self.lease(now, worker, task))
+    }
+
+    /// A lease that waits in a worker's queue behind another, and an idle worker that would be done with
+    /// it sooner. Workers compute in the order they are given tasks: the oldest lease is under way.
+    fn queued_elsewhere(&self, idle: &[WorkerId]) -> Option<(WorkerId, LeaseId)> {
+        let queued = self.workers.iter().filter(|(_, w)| w.connected).flat_map(|(_, holder)| {
+            holder
+                .leases
+                .iter()
+                .enumerate()
+                .skip(1)
+                .map(move |(place, &lease)| (holder, place as u64 + 1, lease))
+        });
+        let gain = |(holder, place, id): (&Worker, u64, LeaseId)| {
+            let entry = &self.tasks[&self.leases[&id].task];
+            let job = &self.jobs[&entry.job];
+            let usual = self.usual.get(entry.kind).copied().unwrap_or(1);
+            let there = place * holder.pace.unwrap_or(usual);
+            let sooner = |w: &&WorkerId| {
+                let worker = &self.workers[w];
+                worker.is_fit(job.options.requirement)
+                    && !entry.failed_on.contains(w)
+                    && worker.pace.unwrap_or(usual) < there
+            };
+            let usable = !job.paused && entry.leases.len() == 1;
+            let best = idle.iter().filter(|w| usable && sooner(w)).min_by_key(|w| self.workers[w].pace)?;
+            Some(((Reverse(job.options.priority), entry.job, entry.order), *best, id))
+        };
+        queued.filter_map(gain).min_by_key(|(rank, ..)| *rank).map(|(_, worker, lease)| (worker, lease))
     }
 
     fn first_waiting(&self, now: Millis) -> Option<(WorkerId, TaskId)> {
@@ -356,24 +400,15 @@ impl TaskTable {
         !entry.failed_on.contains(&id) || !self.workers.iter().any(fresh)
     }
 
-    fn overdue(&self, now: Millis) -> Option<(WorkerId, TaskId)> {
-        let idle: Vec<(WorkerId, &Worker)> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.is_sound(now) && w.leases.is_empty())
-            .map(|(&id, w)| (id, w))
-            .collect();
-        if idle.is_empty() {
-            return None;
-        }
+    fn overdue(&self, now: Millis, idle: &[WorkerId]) -> Option<(WorkerId, TaskId)> {
         let helper = |task: TaskId| {
             let entry = &self.tasks[&task];
             let job = &self.jobs[&entry.job];
-            let may = |id: &WorkerId, w: &Worker| {
-                w.is_fit(job.options.requirement) && !entry.failed_on.contains(id)
+            let may = |id: &&WorkerId| {
+                self.workers[id].is_fit(job.options.requirement) && !entry.failed_on.contains(id)
             };
             let usable = !job.paused && entry.leases.len() == 1;
-            idle.iter().filter(|(id, w)| usable && may(id, w)).map(|(id, _)| *id).next()
+            idle.iter().filter(|_| usable).find(may).copied()
         };
         let is_late = |l: &&Lease| {
             let usual = self.usual.get(self.tasks[&l.task].kind);

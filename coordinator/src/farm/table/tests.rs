@@ -277,7 +277,7 @@ fn a_worker_that_only_fails_is_blocked_until_it_is_forgiven() {
 #[test]
 fn idle_workers_duplicate_overdue_leases_and_the_first_result_wins() {
     let mut bench = Bench::new();
-    let worker = bench.join(2);
+    let (worker, other) = (bench.join(1), bench.join(1));
     bench.submit(0);
     let (_, lease, _) = bench.table.assign(NOW).unwrap();
     bench.table.succeed(Millis(100), worker, lease);
@@ -293,7 +293,32 @@ fn idle_workers_duplicate_overdue_leases_and_the_first_result_wins() {
     assert_eq!(table.succeed(Millis(501), idle, copy), Verdict::Done(old));
     assert_eq!(table.take_withdrawn(), [(worker, first)], "the slower one need not go on");
     assert_eq!(table.succeed(Millis(502), worker, first), Verdict::Stale);
-    assert_eq!(table.succeed(Millis(503), worker, second), Verdict::Done(young));
+    assert_eq!(table.succeed(Millis(503), other, second), Verdict::Done(young));
+}
+
+#[test]
+fn an_idle_worker_takes_over_what_stands_in_anothers_queue() {
+    let mut bench = Bench::new();
+    let busy = bench.join(2);
+    let (under_way, queued) = (bench.submit(0), bench.submit(1));
+    let (_, first, _) = bench.table.assign(NOW).unwrap();
+    let (_, second, _) = bench.table.assign(NOW).unwrap();
+    let idle = bench.join(2);
+    let (taker, lease, task) = bench.table.assign(Millis(1)).unwrap();
+    assert_eq!((taker, task), (idle, queued));
+    assert_eq!(bench.table.take_withdrawn(), [(busy, second)], "the other need not do it");
+    assert_eq!(bench.table.succeed(Millis(2), busy, second), Verdict::Stale);
+    assert_eq!(bench.table.assign(Millis(2)), None, "what is under way stays");
+    assert_eq!(bench.table.succeed(Millis(90), busy, first), Verdict::Done(under_way));
+    assert_eq!(bench.table.succeed(Millis(400), idle, lease), Verdict::Done(queued));
+    // `idle` is slow, as it turns out: it leaves a fast worker's queue alone.
+    bench.submit(2);
+    bench.submit(3);
+    bench.table.set_open(idle, false, false);
+    bench.table.assign(Millis(400)).unwrap();
+    bench.table.assign(Millis(400)).unwrap();
+    bench.table.set_open(idle, true, true);
+    assert_eq!(bench.table.assign(Millis(401)), None);
 }
 
 #[test]
