@@ -86,6 +86,7 @@ async fn work(coordinator: String) -> anyhow::Result<()> {
             name: format!("w{i}"),
             device: "synthetic".into(),
             slots: SLOTS,
+            coordinator: coordinator.clone(),
             reconnects: false,
         };
         sessions.spawn(async move {

@@ -202,8 +202,13 @@ async fn run(case: &Case) -> anyhow::Result<Duration> {
             tls_cert: None,
             tls_key: None,
         };
-        let options =
-            SessionOptions { name: format!("w{i}"), device: "synthetic".into(), slots: 2, reconnects: false };
+        let options = SessionOptions {
+            name: format!("w{i}"),
+            device: "synthetic".into(),
+            slots: 2,
+            coordinator: coordinator.clone(),
+            reconnects: false,
+        };
         let (asks, asked) = mpsc::unbounded_channel();
         let channel = connect.connect().await?;
         let session = session::serve(channel, Token::default(), Arc::new(device), options, asked);

@@ -31,7 +31,13 @@ async fn main() -> anyhow::Result<()> {
     let prompt = args.next().unwrap_or("mountains with a lake at sunset, a sun".into());
     let options = LoadOptions { device: DeviceChoice::Auto, dtype: None, hub: HubOptions::from_env() };
     let device = DeviceThread::start(move || model::open(&ModelSource::Pocket, &options))?;
-    let session = SessionOptions { name: "bench".into(), device: "auto".into(), slots: 2, reconnects: false };
+    let session = SessionOptions {
+        name: "bench".into(),
+        device: "auto".into(),
+        slots: 2,
+        coordinator: "embedded".into(),
+        reconnects: false,
+    };
     let mut farm = EmbeddedFarm::start(Arc::new(device), session);
     let lane = farm.lane().await?;
     let model = lane.model().clone();

@@ -107,6 +107,7 @@ pub async fn run(args: WorkerArgs, asks: Asks) -> Result<(), WorkerFailure> {
         name: args.name.unwrap_or_else(|| default_name(&args.device.device.to_string(), &backend)),
         device: backend,
         slots: args.slots,
+        coordinator: args.connect.coordinator,
         reconnects: true,
     };
     tracing::info!(model = args.model, class = options.device, "the model is ready");

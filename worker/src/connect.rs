@@ -129,9 +129,10 @@ impl ConnectArgs {
                 if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
                     tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
                 }
-                endpoint
-                    .tls_config(tls)
-                    .map_err(|e| ConnectError::File { path: "the TLS files".into(), reason: chain(&e) })
+                endpoint.tls_config(tls).map_err(|e| ConnectError::File {
+                    path: "the TLS files".into(),
+                    reason: chain(&e, &e.to_string()),
+                })
             }
             _ => Err(address()),
         }
@@ -144,35 +145,50 @@ impl ConnectArgs {
 
     /// Connects now.
     pub async fn connect(&self) -> Result<Channel, ConnectError> {
-        self.endpoint()?.connect().await.map_err(|e| self.unreachable(&chain(&e)))
+        self.endpoint()?.connect().await.map_err(|e| self.unreachable(&chain(&e, &e.to_string())))
     }
 
     /// What to say when the coordinator cannot be reached.
     pub fn unreachable(&self, reason: &str) -> ConnectError {
-        let is_plain = self.coordinator.starts_with("http://");
-        let hint = match () {
-            () if reason.contains("refused") => "; is `gigasmith serve` running there?",
-            () if is_plain && !reason.contains("dns") => "; if it speaks TLS, use https:// and --tls-ca",
-            () if reason.contains("UnknownIssuer") => "; pass its authority with --tls-ca",
-            () if reason.contains("CertificateRequired") => {
-                "; it wants a certificate: --tls-cert and --tls-key"
-            }
-            () => "",
-        };
-        ConnectError::Unreachable { address: self.coordinator.clone(), reason: format!("{reason}{hint}") }
+        let reason = format!("{reason}{}", hint(&self.coordinator, reason));
+        ConnectError::Unreachable { address: self.coordinator.clone(), reason }
     }
 }
 
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// What to try when a coordinator cannot be reached for a reason; empty when nothing comes to mind.
+pub fn hint(address: &str, reason: &str) -> &'static str {
+    let is_plain = address.starts_with("http://");
+    match () {
+        () if reason.contains("refused") => "; is `gigasmith serve` running there?",
+        () if is_plain && reason.contains("http2 error") => "; if it speaks TLS, use https:// and --tls-ca",
+        () if reason.contains("UnknownIssuer") => "; pass its authority with --tls-ca",
+        () if reason.contains("CertificateRequired") => "; it wants a certificate: --tls-cert and --tls-key",
+        () if reason.contains("NotValidForName") => {
+            "; its certificate is for other names: issue one with `gigasmith certs issue --host`"
+        }
+        () => "",
+    }
+}
+
+/// What a status says, with the causes of one that arose on our side of the connection.
+pub fn describe(status: &Status) -> String {
+    chain(status, status.message())
+}
+
+/// An error and its causes in one line, without what says nothing.
+fn chain(error: &dyn std::error::Error, text: &str) -> String {
+    let mut parts = vec![text.to_owned()];
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
+        if !parts.iter().any(|p| p.contains(&cause_text)) {
+            parts.push(cause_text);
         }
         source = cause.source();
     }
-    text
+    let says_nothing = |p: &String| ["transport error", "h2 protocol error", ""].contains(&p.as_str());
+    if parts.iter().any(|p| !says_nothing(p)) {
+        parts.retain(|p| !says_nothing(p));
+    }
+    parts.join(": ")
 }

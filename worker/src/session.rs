@@ -26,7 +26,7 @@ use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
-use crate::connect::Token;
+use crate::connect::{Token, describe, hint};
 use crate::desk::Desk;
 use crate::device::DeviceThread;
 use crate::library::Library;
@@ -52,6 +52,8 @@ pub struct SessionOptions {
     pub device: String,
     /// Tasks in flight, at least 1.
     pub slots: u32,
+    /// The coordinator's address, to show people.
+    pub coordinator: String,
     /// Whether to connect again when a connection breaks.
     pub reconnects: bool,
 }
@@ -60,7 +62,7 @@ pub struct SessionOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The coordinator refused or broke off.
-    #[error("the coordinator ended the session: {}", .0.message())]
+    #[error("{}", describe(.0))]
     Refused(tonic::Status),
     /// The coordinator sent something without meaning.
     #[error("the coordinator sent a malformed message: {0}")]
@@ -129,7 +131,8 @@ pub async fn serve(
                 // A connection that held for a while was a good one: begin again with short pauses.
                 pause = if started.elapsed() > RETRY.1 { RETRY.0 } else { (pause * 2).min(RETRY.1) };
                 let reason = ended.err().map_or("it closed the stream".to_owned(), |e| e.to_string());
-                tracing::warn!(reason, retry_in = ?pause, "the coordinator is away");
+                let hint = hint(&worker.options.coordinator, &reason);
+                tracing::warn!(retry_in = ?pause, "the coordinator is away: {reason}{hint}");
             }
         }
         if worker.away(pause).await {

@@ -5,7 +5,7 @@ use gigasmith_proto::domain::{RenderStatus, WorkerStatus};
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_proto::v1::control_client::ControlClient;
-use gigasmith_worker::connect::{ConnectArgs, Token};
+use gigasmith_worker::connect::{ConnectArgs, Token, describe};
 use tokio_stream::StreamExt;
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
@@ -19,20 +19,24 @@ const PIECE: usize = 1 << 20;
 
 /// The coordinator, as people see it.
 #[derive(Debug)]
-pub(super) struct Client(ControlClient<InterceptedService<Channel, Token>>);
+pub(super) struct Client {
+    control: ControlClient<InterceptedService<Channel, Token>>,
+    args: ConnectArgs,
+}
 
-/// What the coordinator says to no.
-fn refused(status: tonic::Status) -> Failure {
-    let message = status.message().to_owned();
-    match status.code() {
-        tonic::Code::InvalidArgument => Failure::Usage(message),
-        tonic::Code::Unimplemented => Failure::Farm(format!(
-            "the coordinator does not know this call ({message}): use the same release of gigasmith on both sides"
-        )),
-        tonic::Code::Unavailable | tonic::Code::Unknown if message.contains("transport") => {
-            Failure::Farm(format!("the connection to the coordinator broke: {message}"))
+/// How the coordinator says no, or how the connection to it broke.
+fn refused(args: &ConnectArgs) -> impl Fn(tonic::Status) -> Failure {
+    move |status| {
+        let message = status.message().to_owned();
+        match status.code() {
+            _ if std::error::Error::source(&status).is_some() => args.unreachable(&describe(&status)).into(),
+            tonic::Code::InvalidArgument => Failure::Usage(message),
+            tonic::Code::Unimplemented => Failure::Farm(format!(
+                "the coordinator does not know this call ({message}): use the same release of gigasmith on both \
+                 sides"
+            )),
+            _ => Failure::Farm(message),
         }
-        _ => Failure::Farm(message),
     }
 }
 
@@ -44,7 +48,7 @@ impl Client {
     pub(super) async fn connect(args: &ConnectArgs) -> Result<Self, Failure> {
         let token = args.token()?;
         let channel = args.connect().await?;
-        Ok(Self(ControlClient::with_interceptor(channel, token)))
+        Ok(Self { control: ControlClient::with_interceptor(channel, token), args: args.clone() })
     }
 
     /// Submits a render; returns it and what the user should know.
@@ -61,35 +65,43 @@ impl Client {
             v1::SubmitRequest { part: Some(Part::Pixels(pixels.slice(at..end))) }
         });
         let parts = tokio_stream::iter(std::iter::once(first).chain(pieces));
-        let answer = self.0.submit(parts).await.map_err(refused)?.into_inner();
+        let answer = self.control.submit(parts).await.map_err(refused(&self.args))?.into_inner();
         let accepted = answer.render.ok_or_else(|| Failure::farm("the coordinator's answer is empty"))?;
         Ok((render(accepted)?, answer.warnings))
     }
 
     pub(super) async fn renders(&mut self, id: Option<&str>) -> Result<Vec<RenderStatus>, Failure> {
         let request = v1::ListRendersRequest { id: id.unwrap_or_default().to_owned() };
-        let answer = self.0.list_renders(request).await.map_err(refused)?.into_inner();
+        let answer = self.control.list_renders(request).await.map_err(refused(&self.args))?.into_inner();
         answer.renders.into_iter().map(render).collect()
     }
 
-    /// Follows a render; [`next`] reads it.
+    /// The next status of a render that is followed; `None` when it has ended.
+    pub(super) async fn next(
+        &self,
+        stream: &mut Streaming<v1::Render>,
+    ) -> Result<Option<RenderStatus>, Failure> {
+        stream.message().await.map_err(refused(&self.args))?.map(render).transpose()
+    }
+
+    /// Follows a render; [`Self::next`] reads it.
     pub(super) async fn watch(&mut self, id: &str) -> Result<Streaming<v1::Render>, Failure> {
         let request = v1::WatchRenderRequest { id: id.to_owned() };
-        Ok(self.0.watch_render(request).await.map_err(refused)?.into_inner())
+        Ok(self.control.watch_render(request).await.map_err(refused(&self.args))?.into_inner())
     }
 
     pub(super) async fn change(&mut self, id: &str, change: Change) -> Result<RenderStatus, Failure> {
         let request = v1::ChangeRenderRequest { id: id.to_owned(), change: Some(change) };
-        render(self.0.change_render(request).await.map_err(refused)?.into_inner())
+        render(self.control.change_render(request).await.map_err(refused(&self.args))?.into_inner())
     }
 
     /// A part of a finished render.
     pub(super) async fn fetch(&mut self, id: &str, part: v1::FetchedPart) -> Result<Vec<u8>, Failure> {
         let request = v1::FetchRequest { id: id.to_owned(), part: part.into() };
-        let mut pieces = self.0.fetch(request).await.map_err(refused)?.into_inner();
+        let mut pieces = self.control.fetch(request).await.map_err(refused(&self.args))?.into_inner();
         let (mut bytes, mut total) = (Vec::new(), 0);
         while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(refused)?;
+            let piece = piece.map_err(refused(&self.args))?;
             total = piece.total;
             bytes.extend_from_slice(&piece.data);
         }
@@ -103,7 +115,12 @@ impl Client {
     }
 
     pub(super) async fn workers(&mut self) -> Result<Vec<WorkerStatus>, Failure> {
-        let answer = self.0.list_workers(v1::ListWorkersRequest {}).await.map_err(refused)?.into_inner();
+        let answer = self
+            .control
+            .list_workers(v1::ListWorkersRequest {})
+            .await
+            .map_err(refused(&self.args))?
+            .into_inner();
         answer.workers.into_iter().map(|w| worker_status_from_wire(w).map_err(Failure::farm)).collect()
     }
 
@@ -113,15 +130,7 @@ impl Client {
         change: v1::WorkerChange,
     ) -> Result<WorkerStatus, Failure> {
         let request = v1::ChangeWorkerRequest { name: name.to_owned(), change: change.into() };
-        let answer = self.0.change_worker(request).await.map_err(refused)?.into_inner();
+        let answer = self.control.change_worker(request).await.map_err(refused(&self.args))?.into_inner();
         worker_status_from_wire(answer).map_err(Failure::farm)
-    }
-}
-
-/// The next status of a render that is followed; `None` when it has ended.
-pub(super) async fn next(stream: &mut Streaming<v1::Render>) -> Result<Option<RenderStatus>, Failure> {
-    match stream.message().await.map_err(refused)? {
-        Some(wire) => render(wire).map(Some),
-        None => Ok(None),
     }
 }

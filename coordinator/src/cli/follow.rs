@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use gigasmith_proto::domain::{Progressed, RenderState, RenderStatus};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::client::{Client, next};
+use super::client::Client;
 use super::failure::Failure;
 use super::tell;
 
@@ -18,7 +18,7 @@ pub(super) async fn follow(client: &mut Client, id: &str, quiet: bool) -> Result
     let mut stream = client.watch(id).await?;
     let mut view = View::new(quiet);
     let mut last = None;
-    while let Some(status) = next(&mut stream).await? {
+    while let Some(status) = client.next(&mut stream).await? {
         view.show(&status);
         last = Some(status);
     }

@@ -154,7 +154,7 @@ pub(super) async fn watch(args: WatchArgs) -> Result<(), Failure> {
     }
     let mut stream = client.watch(&args.id).await?;
     let mut last = None;
-    while let Some(status) = super::client::next(&mut stream).await? {
+    while let Some(status) = client.next(&mut stream).await? {
         print(&serde_json::to_string(&status).expect("a status is plain data"))?;
         last = Some(status);
     }

@@ -16,6 +16,12 @@ const SLOTS: u32 = 2;
 pub(super) async fn start(source: ModelSource, args: &DeviceArgs) -> Result<EmbeddedFarm, Failure> {
     let device = start_device(source, args).await?;
     let name = device.description().numeric_class.backend.clone();
-    let session = SessionOptions { name: "embedded".into(), device: name, slots: SLOTS, reconnects: false };
+    let session = SessionOptions {
+        name: "embedded".into(),
+        device: name,
+        slots: SLOTS,
+        coordinator: "embedded".into(),
+        reconnects: false,
+    };
     Ok(EmbeddedFarm::start(Arc::new(device), session))
 }

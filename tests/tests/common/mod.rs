@@ -32,7 +32,13 @@ pub(crate) fn farm_with(
     load: impl FnOnce() -> Result<Box<dyn Backend>, LoadError> + Send + 'static,
 ) -> EmbeddedFarm {
     let device = DeviceThread::start(load).expect("the backend loads");
-    let session = SessionOptions { name: "test".into(), device: "cpu".into(), slots: 2, reconnects: false };
+    let session = SessionOptions {
+        name: "test".into(),
+        device: "cpu".into(),
+        slots: 2,
+        coordinator: "embedded".into(),
+        reconnects: false,
+    };
     EmbeddedFarm::start(Arc::new(device), session)
 }
 
