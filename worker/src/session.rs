@@ -20,7 +20,7 @@ use gigasmith_proto::v1::coordinator_message::Message;
 use gigasmith_proto::v1::farm_client::FarmClient;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
@@ -115,11 +115,12 @@ pub async fn serve(
         library: Arc::default(),
         work: JoinSet::new(),
         lifecycle: Lifecycle::Ready,
+        welcomed: false,
         asks,
     };
     let mut pause = RETRY.0;
     loop {
-        let started = Instant::now();
+        worker.welcomed = false;
         let ended = worker.connection().await;
         if worker.lifecycle == Lifecycle::Drained {
             return Ok(());
@@ -128,8 +129,8 @@ pub async fn serve(
             Err(error) if error.is_final() || !worker.options.reconnects => return Err(error),
             Ok(()) if !worker.options.reconnects => return Ok(()),
             ended => {
-                // A connection that held for a while was a good one: begin again with short pauses.
-                pause = if started.elapsed() > RETRY.1 { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+                // A coordinator that was there a moment ago is soon back, as a rule.
+                pause = if worker.welcomed { RETRY.0 } else { (pause * 2).min(RETRY.1) };
                 let reason = ended.err().map_or("it closed the stream".to_owned(), |e| e.to_string());
                 let hint = hint(&worker.options.coordinator, &reason);
                 tracing::warn!(retry_in = ?pause, "the coordinator is away: {reason}{hint}");
@@ -163,6 +164,8 @@ struct Worker {
     library: Arc<Library>,
     work: JoinSet<v1::Report>,
     lifecycle: Lifecycle,
+    /// Whether the present connection, or the last one, was answered.
+    welcomed: bool,
     asks: Asks,
 }
 
@@ -199,6 +202,7 @@ impl Worker {
             return Err(SessionError::Refused(tonic::Status::aborted("it did not say Welcome")));
         };
         let welcome = welcome_from_wire(welcome)?;
+        self.welcomed = true;
         tracing::info!(name = welcome.name, "joined the farm");
         for report in self.desk.welcome(&welcome) {
             let _ = outbound.try_send(message(v1::worker_message::Message::Report(report)));

@@ -1,6 +1,8 @@
 //! Shared by the whole-farm tests: golden files, models, and a fake network.
 #![allow(dead_code)]
 
+pub(crate) mod net;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
