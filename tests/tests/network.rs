@@ -260,7 +260,7 @@ async fn duplicated_and_reordered_results_change_nothing() {
         loop {
             match timeout(Duration::from_millis(30), inbound.message()).await {
                 Ok(Ok(Some(v1::CoordinatorMessage { message: Some(Message::Assignment(a)) }))) => {
-                    waiting.push(a)
+                    waiting.push(a);
                 }
                 Ok(Ok(Some(_))) => {}
                 Ok(other) => panic!("the stream ended: {other:?}"),

@@ -185,6 +185,11 @@ fn random() -> Identifier {
     Identifier(bytes)
 }
 
+/// Whoever asks may have gone meanwhile: then nobody wants the answer.
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    let _ = reply.send(value);
+}
+
 fn message(message: Message) -> v1::CoordinatorMessage {
     v1::CoordinatorMessage { message: Some(message) }
 }
@@ -205,13 +210,10 @@ impl Owner {
             Command::CloseLane { job } => self.close_lane(job),
             Command::PauseLane { job, paused } => self.table.pause(job, paused),
             Command::Prioritise { job, priority } => self.table.prioritise(job, priority),
-            // Whoever asks may have gone meanwhile: then nobody wants the answer.
-            Command::LaneDepth { job, reply } => drop(reply.send(self.table.job_depth(job))),
-            Command::Depth { reply } => drop(reply.send(self.table.depth())),
-            Command::Workers { reply } => drop(reply.send(self.statuses())),
-            Command::ChangeWorker { name, change, reply } => {
-                drop(reply.send(self.change_worker(&name, change)))
-            }
+            Command::LaneDepth { job, reply } => answer(reply, self.table.job_depth(job)),
+            Command::Depth { reply } => answer(reply, self.table.depth()),
+            Command::Workers { reply } => answer(reply, self.statuses()),
+            Command::ChangeWorker { name, change, reply } => answer(reply, self.change_worker(&name, change)),
             Command::Submit(submission) => self.submit(*submission),
             Command::Join { hello, stream, reply } => {
                 let from = self.join(*hello, stream);
