@@ -22,19 +22,19 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_
 #[derive(Debug, Clone, Args)]
 pub struct ConnectArgs {
     /// The coordinator's address: http://HOST:PORT, or https:// where it speaks TLS.
-    #[arg(long, value_name = "URL", default_value = DEFAULT_ADDRESS)]
+    #[arg(long, value_name = "URL", default_value = DEFAULT_ADDRESS, global = true)]
     pub coordinator: String,
     /// A file with the farm's shared token.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub token_file: Option<PathBuf>,
     /// Certificate of the authority that signed the coordinator's certificate, for https://.
-    #[arg(long, value_name = "FILE.pem")]
+    #[arg(long, value_name = "FILE.pem", global = true)]
     pub tls_ca: Option<PathBuf>,
     /// Our own certificate, where the coordinator asks for one.
-    #[arg(long, value_name = "FILE.pem", requires = "tls_key")]
+    #[arg(long, value_name = "FILE.pem", requires = "tls_key", global = true)]
     pub tls_cert: Option<PathBuf>,
     /// The key of our own certificate.
-    #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE.pem", requires = "tls_cert", global = true)]
     pub tls_key: Option<PathBuf>,
 }
 

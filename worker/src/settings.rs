@@ -109,7 +109,8 @@ fn with_defaults(command: Command, table: &Table, outer: &[&Table]) -> Result<Co
             return arg;
         };
         let variable = format!("GIGASMITH_{}", long.replace('-', "_").to_uppercase());
-        let arg = arg.env(variable);
+        // The help says once that every flag has one.
+        let arg = arg.env(variable).hide_env(true);
         let found = scopes.iter().find_map(|t| t.get(&long).filter(|v| !v.is_table()));
         match found.map(|value| plain(&long, value)) {
             None => arg,

@@ -103,7 +103,7 @@ pub(super) fn line(status: &RenderStatus) -> String {
     if status.state == RenderState::Running && status.progress.phase.is_empty() {
         parts.push(format!("{:.1}/s", status.progress.rate));
         parts.extend(status.seconds_left().map(|s| format!("{} left", duration(s))));
-        parts.push(format!("{} workers", status.workers));
+        parts.push(format!("{} worker{}", status.workers, if status.workers == 1 { "" } else { "s" }));
     }
     if !status.reason.is_empty() {
         parts.push(status.reason.clone());

@@ -30,7 +30,7 @@ pub use failure::Failure;
 
 /// Renders gigapixel images from text, patch by patch, with diffusion models.
 #[derive(Debug, Parser)]
-#[command(name = "gigasmith", version, about, propagate_version = true, after_help = AFTER)]
+#[command(name = "gigasmith", version, propagate_version = true, after_help = AFTER)]
 pub struct Cli {
     /// Settings file; gigasmith.toml in the working folder unless given.
     #[arg(long, value_name = "FILE.toml", global = true)]

@@ -9,7 +9,7 @@ use gigasmith_worker::settings;
 
 /// Computes patches for a gigasmith coordinator.
 #[derive(Debug, Parser)]
-#[command(name = "gigasmith-worker", version, about)]
+#[command(name = "gigasmith-worker", version, after_help = AFTER)]
 struct Cli {
     /// Settings file; gigasmith.toml in the working folder unless given.
     #[arg(long, value_name = "FILE.toml")]
@@ -17,6 +17,10 @@ struct Cli {
     #[command(flatten)]
     worker: WorkerArgs,
 }
+
+const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ and its name in capitals) or \
+from a TOML file.\n\nSIGTERM and Ctrl-C drain: the worker finishes what it has, then ends. Exit codes: 0 drained, \
+2 wrong arguments, 3 the model cannot be used or the coordinator refuses.";
 
 #[tokio::main]
 async fn main() -> ExitCode {

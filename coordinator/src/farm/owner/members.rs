@@ -141,7 +141,8 @@ impl Members {
             if self.departed.len() == REMEMBERED {
                 self.departed.pop_front();
             }
-            let reason = if status.reason.is_empty() { reason.to_owned() } else { status.reason };
+            let says_more = matches!(status.state, WorkerState::Refused | WorkerState::Blocked);
+            let reason = if says_more { status.reason } else { reason.to_owned() };
             let state = WorkerState::Offline;
             self.departed.push_back(WorkerStatus { state, busy: 0, reason, ..status });
         }

@@ -228,11 +228,6 @@ impl Owner {
 
     fn state(&self, worker: WorkerId, busy: usize, silent: u64) -> (WorkerState, String) {
         let member = self.members.get(worker).expect("the caller looked");
-        let is_connected = member.connection(worker).is_some();
-        if !is_connected || silent >= LEASE.0 {
-            let what = if is_connected { "connected, but not heard of" } else { "its connection broke" };
-            return (WorkerState::Silent, format!("{what} for {} s", silent / 1000));
-        }
         if let Some((true, reason)) = self.admission.objection(worker) {
             return (WorkerState::Refused, reason);
         }
@@ -240,6 +235,16 @@ impl Owner {
             let last = member.told.clone().unwrap_or_else(|| "it was stuck several times".to_owned());
             let remedy = format!("{last}; `gigasmith workers enable {}` tries again", member.name);
             return (WorkerState::Blocked, remedy);
+        }
+        let is_connected = member.connection(worker).is_some();
+        if !is_connected {
+            return (
+                WorkerState::Silent,
+                format!("its connection broke; last heard of {} s ago", silent / 1000),
+            );
+        }
+        if silent >= LEASE.0 {
+            return (WorkerState::Silent, format!("connected, but not heard of for {} s", silent / 1000));
         }
         match member.wish {
             Wish::Drain => return (WorkerState::Draining, "it finishes what it has, and ends".to_owned()),
