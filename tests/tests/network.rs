@@ -207,22 +207,21 @@ async fn connections_that_break_lose_no_finished_work() {
     let (mut fake, counter) = (Fake::new(), calls.clone());
     fake.spoil = Box::new(move |kind, array| {
         counter.fetch_add(u32::from(kind == "patch"), Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(8));
+        std::thread::sleep(Duration::from_millis(3));
         Ok(array)
     });
     let worker = coordinator.worker_by("far", detour.address, fake);
     let id = coordinator.submit(request(PlanKind::Paper)).await;
     let mut cuts = 0u32;
     while !coordinator.jobs.status(&id).await.expect("it was submitted").state.is_final() {
-        sleep(Duration::from_millis(400)).await;
+        sleep(Duration::from_millis(100)).await;
         detour.cut.send_modify(|c| *c += 1);
         cuts += 1;
         assert!(cuts < 200, "the render does not end");
     }
     assert!(coordinator.done(&id).await == expected(PlanKind::Paper).await);
     assert!(cuts > 1);
-    // Without hand-ins after a reconnection every cut would cost two tasks; some are under way to the
-    // worker when the connection breaks, and never arrive.
+    // Without hand-ins after a reconnection every cut would cost the task under way.
     let plain = Arc::new(AtomicU32::new(0));
     let (mut fake, counter) = (Fake::new(), plain.clone());
     fake.spoil = Box::new(move |kind, array| {
@@ -234,7 +233,7 @@ async fn connections_that_break_lose_no_finished_work() {
     let id = undisturbed.submit(request(PlanKind::Paper)).await;
     undisturbed.done(&id).await;
     let again = calls.load(Ordering::SeqCst) - plain.load(Ordering::SeqCst);
-    assert!(again <= cuts, "{again} patches were computed again after {cuts} cuts");
+    assert!(again * 3 <= cuts, "{again} patches were computed again after {cuts} cuts");
     worker.drain().await;
 }
 
