@@ -151,7 +151,7 @@ pub async fn render_with(
     let mut plans = Vec::new();
     for (stage, upscale) in (1..).zip(&spec.upscales) {
         let plan = given.as_mut().and_then(Iterator::next);
-        plans.push(plan.unwrap_or_else(|| render.draw_plan(stage, upscale)));
+        plans.push(plan.unwrap_or_else(|| at_leisure(|| render.draw_plan(stage, upscale))));
     }
     let (done, mut latent) = newest(archive, stages).await.map_or((None, None), |(s, l)| (Some(s), Some(l)));
     let mut picture = match (&latent, inputs.picture) {
@@ -172,7 +172,7 @@ pub async fn render_with(
         progress.phase("encoding");
         let start = render.upscale_start(stage, upscale, &picture).await?;
         progress.stage(stage, stages, upscale.size, plan.len());
-        let run = StageRun::new(plan.clone(), render.schedule.clone(), start);
+        let run = at_leisure(|| StageRun::new(plan.clone(), render.schedule.clone(), start));
         let denoised = render.sampling.run_stage(stage, upscale.size, run, &mut (), progress).await?;
         keep(archive, stage, &denoised, progress).await;
         picture = render.to_picture(stage, &denoised, progress).await?;
@@ -264,7 +264,8 @@ impl Render<'_> {
         progress: &mut dyn Progress,
     ) -> Result<Picture, RenderError> {
         progress.phase("decoding");
-        Ok(to_picture(&self.sampling.decode(stage, self.spec.vae, latent).await?))
+        let image = self.sampling.decode(stage, self.spec.vae, latent).await?;
+        Ok(at_leisure(|| to_picture(&image)))
     }
 
     fn draw_plan(&self, stage: u32, upscale: &UpscaleSpec) -> Plan {
@@ -286,10 +287,13 @@ impl Render<'_> {
         if upscale.slider == 0 {
             return Ok(Start::Noise(field(Purpose::Noise)));
         }
-        let moments = sampling.encode(stage, spec.vae, &picture.resized(upscale.size)).await?;
-        let (mean, std) = mean_and_std(&moments);
-        let noise = field(Purpose::Encode).whole(sampling.latent_size(upscale.size));
-        let latent = sampled_latent(&mean, &std, &noise, sampling.model().scaling_factor);
+        let enlarged = at_leisure(|| picture.resized(upscale.size));
+        let moments = sampling.encode(stage, spec.vae, &enlarged).await?;
+        let latent = at_leisure(|| {
+            let (mean, std) = mean_and_std(&moments);
+            let noise = field(Purpose::Encode).whole(sampling.latent_size(upscale.size));
+            sampled_latent(&mean, &std, &noise, sampling.model().scaling_factor)
+        });
         let guide = Guide::new(latent, field(Purpose::Noise));
         Ok(Start::Guided { guide, slider: upscale.slider as usize })
     }
@@ -398,7 +402,8 @@ impl Sampling {
             false => Tiling::whole(input),
         };
         let task = |window| Task::EncodeTile { image: Arc::new(picture_window(picture, window)) };
-        Ok(tiling.join(self.run_tiles(stage, tiling.windows().into_iter().map(task)).await?))
+        let tiles = self.run_tiles(stage, tiling.windows().into_iter().map(task)).await?;
+        Ok(at_leisure(|| tiling.join(tiles)))
     }
 
     /// Decodes a latent: (3, height, width), nominally in [-1, 1].
@@ -415,7 +420,8 @@ impl Sampling {
             latent.data_mut().iter_mut().for_each(|v| *v /= self.model().scaling_factor);
             Task::DecodeTile { latent: Arc::new(latent) }
         };
-        Ok(tiling.join(self.run_tiles(stage, tiling.windows().into_iter().map(task)).await?))
+        let tiles = self.run_tiles(stage, tiling.windows().into_iter().map(task)).await?;
+        Ok(at_leisure(|| tiling.join(tiles)))
     }
 
     /// Runs tile tasks and returns their arrays in order.
@@ -446,6 +452,16 @@ impl Sampling {
             }
         }
         Ok(results.into_iter().map(|r| r.expect("every tile was answered")).collect())
+    }
+}
+
+/// Runs arithmetic in place, and lets the runtime's other tasks go on elsewhere meanwhile.
+fn at_leisure<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        // There is no other thread.
+        _ => work(),
     }
 }
 

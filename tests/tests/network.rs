@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use common::Fake;
 use common::net::{Coordinator, request};
+use gigasmith_coordinator::jobs::JobChange;
+use gigasmith_coordinator::request::RenderRequest;
 use gigasmith_coordinator::sampler::plan::PlanKind;
 use gigasmith_proto::MAX_MESSAGE_BYTES;
 use gigasmith_proto::convert::{
     assignment_from_wire, conditioning_from_wire, hello_to_wire, report_to_wire, welcome_from_wire,
 };
 use gigasmith_proto::domain::{
-    Array, Dtype, Hello, Identifier, RenderState, Task, TaskResult, WireDtype, WorkerState,
+    Array, Dtype, Hello, Identifier, RenderState, Task, TaskResult, WireDtype, WorkerChange, WorkerState,
 };
 use gigasmith_proto::keda::external_scaler_client::ExternalScalerClient;
 use gigasmith_proto::keda::{GetMetricsRequest, ScaledObjectRef};
@@ -25,6 +27,7 @@ use gigasmith_proto::v1::coordinator_message::Message;
 use gigasmith_proto::v1::farm_client::FarmClient;
 use gigasmith_proto::v1::worker_message::Message as Said;
 use gigasmith_worker::backend::{Backend, BackendError};
+use gigasmith_worker::session::Ended;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -87,14 +90,52 @@ async fn a_first_worker_that_contradicts_itself_founds_nothing() {
         Ok(array)
     });
     let _moody = coordinator.worker("moody", moody);
-    coordinator.until_worker("moody", WorkerState::Idle).await;
-    let id = coordinator.submit(request(PlanKind::Balanced)).await;
     let refused = coordinator.until_worker("moody", WorkerState::Refused).await;
-    assert!(refused.reason.contains("two answers to the same patch"), "{}", refused.reason);
+    assert!(refused.reason.contains("two answers to the same question"), "{}", refused.reason);
+    let id = coordinator.submit(request(PlanKind::Balanced)).await;
     let waiting = coordinator.jobs.status(&id).await.expect("it was submitted");
     assert!(waiting.reason.contains("1 refused"), "{waiting:?}");
     let _good = coordinator.worker("good", Fake::new());
     assert!(coordinator.done(&id).await == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_worker_that_cannot_or_may_not_work_holds_nobody_up() {
+    let broken: Spoil = |_, _| Err(BackendError::Device { what: "noise", message: "out of memory".into() });
+    let coordinator = Coordinator::start().await;
+    let _broken = coordinator.worker("broken", spoiled(broken));
+    let refused = coordinator.until_worker("broken", WorkerState::Refused).await;
+    assert!(refused.reason.contains("out of memory"), "{}", refused.reason);
+    // Another class first, which no render wants.
+    let mut other = Fake::new();
+    other.model.numeric_class.dtype = Dtype::F16;
+    let _other = coordinator.worker("other", other);
+    coordinator.until_worker("other", WorkerState::Idle).await;
+    let rests = coordinator.worker("rests", Fake::new());
+    coordinator.until_worker("rests", WorkerState::Idle).await;
+    coordinator.farm.change_worker("rests", WorkerChange::Disable).await.unwrap();
+    let f32_only = RenderRequest { dtype: Some(Dtype::F32), ..request(PlanKind::Paper) };
+    let id = coordinator.submit(f32_only).await;
+    let status = coordinator.until(&id, |s| s.reason.contains("1 disabled")).await;
+    assert_eq!(status.workers, 0);
+    let _good = coordinator.worker("good", Fake::new());
+    assert!(coordinator.done(&id).await == expected(PlanKind::Paper).await);
+    rests.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_to_drain_while_it_was_away_drains_when_it_returns() {
+    let coordinator = Coordinator::start().await;
+    let detour = Detour::to(coordinator.address).await;
+    let worker = coordinator.worker_by("far", detour.address, Fake::new());
+    coordinator.until_worker("far", WorkerState::Idle).await;
+    detour.cut.send_modify(|c| *c += 1);
+    coordinator.until_worker("far", WorkerState::Silent).await;
+    coordinator.farm.change_worker("far", WorkerChange::Drain).await.unwrap();
+    let ended = timeout(Duration::from_secs(30), worker.session).await.expect("it drains");
+    assert_eq!(ended.unwrap().unwrap(), Ended::Drained);
+    let gone = coordinator.until_worker("far", WorkerState::Offline).await;
+    assert!(gone.reason.contains("drained"), "{}", gone.reason);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,13 +155,12 @@ async fn wrong_answers_block_their_worker_and_leave_no_mark() {
         let good = coordinator.worker("good", Fake::new());
         let id = coordinator.submit(request(PlanKind::Paper)).await;
         coordinator.until(&id, |s| s.progress.patches_done > 1).await;
-        // It passes its examination, then goes bad.
-        let admitted = Arc::new(AtomicBool::new(false));
+        // It passes its examination of a patch and two tiles, then goes bad.
         let mut fake = Fake::new();
-        let is_bad = admitted.clone();
-        fake.spoil = Box::new(move |kind, array| match is_bad.swap(true, Ordering::SeqCst) {
-            true => spoil(kind, array),
-            false => Ok(array),
+        let mut calls = 0;
+        fake.spoil = Box::new(move |kind, array| {
+            calls += 1;
+            if calls > 3 { spoil(kind, array) } else { Ok(array) }
         });
         let _bad = coordinator.worker(name, fake);
         assert!(coordinator.done(&id).await == expected, "{name}");
@@ -146,28 +186,32 @@ async fn wrong_answers_block_their_worker_and_leave_no_mark() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_fails_everywhere_pauses_its_render_until_a_person_continues_it() {
     let coordinator = Coordinator::start().await;
-    let is_mended = Arc::new(AtomicBool::new(false));
+    let is_broken = Arc::new(AtomicBool::new(false));
     let _workers = ["a", "b"].map(|name| {
-        let (mut fake, mended) = (Fake::new(), is_mended.clone());
+        let (mut fake, broken) = (Fake::new(), is_broken.clone());
         fake.spoil = Box::new(move |kind, array| match kind {
-            "decode" if !mended.load(Ordering::SeqCst) => {
+            "decode" if broken.load(Ordering::SeqCst) => {
                 Err(BackendError::Device { what: "image", message: "out of memory".into() })
             }
             _ => Ok(array),
         });
         coordinator.worker(name, fake)
     });
+    for name in ["a", "b"] {
+        coordinator.until_worker(name, WorkerState::Idle).await;
+    }
+    is_broken.store(true, Ordering::SeqCst);
     let id = coordinator.submit(request(PlanKind::Balanced)).await;
     let paused = coordinator.until(&id, |s| s.state == RenderState::Paused).await;
     assert!(
         paused.reason.contains("decode task failed 3 times") && paused.reason.contains("out of memory"),
         "{paused:?}"
     );
-    is_mended.store(true, Ordering::SeqCst);
+    is_broken.store(false, Ordering::SeqCst);
     for name in ["a", "b"] {
-        coordinator.farm.change_worker(name, gigasmith_proto::domain::WorkerChange::Enable).await.unwrap();
+        coordinator.farm.change_worker(name, WorkerChange::Enable).await.unwrap();
     }
-    coordinator.jobs.change(&id, gigasmith_coordinator::jobs::JobChange::Continue).await.unwrap();
+    coordinator.jobs.change(&id, JobChange::Continue).await.unwrap();
     assert!(coordinator.done(&id).await == expected(PlanKind::Balanced).await);
 }
 
@@ -211,10 +255,11 @@ async fn connections_that_break_lose_no_finished_work() {
         Ok(array)
     });
     let worker = coordinator.worker_by("far", detour.address, fake);
+    coordinator.until_worker("far", WorkerState::Idle).await;
     let id = coordinator.submit(request(PlanKind::Paper)).await;
     let mut cuts = 0u32;
     while !coordinator.jobs.status(&id).await.expect("it was submitted").state.is_final() {
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(150)).await;
         detour.cut.send_modify(|c| *c += 1);
         cuts += 1;
         assert!(cuts < 200, "the render does not end");
@@ -414,12 +459,9 @@ async fn classes_mix_only_where_a_render_allows_it_and_their_results_lie_close()
     for name in ["close", "far"] {
         coordinator.until_worker(name, WorkerState::Idle).await;
     }
-    let f32_only = gigasmith_coordinator::request::RenderRequest {
-        dtype: Some(Dtype::F32),
-        ..request(PlanKind::Balanced)
-    };
+    let f32_only = RenderRequest { dtype: Some(Dtype::F32), ..request(PlanKind::Balanced) };
     let strict = coordinator.submit(f32_only.clone()).await;
-    let mixed = gigasmith_coordinator::request::RenderRequest { mix: true, ..f32_only };
+    let mixed = RenderRequest { mix: true, ..f32_only };
     assert!(coordinator.done(&strict).await == expected);
     let done = async |name: &str| {
         coordinator.farm.workers().await.iter().find(|w| w.name == name).expect("it is here").done

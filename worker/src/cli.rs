@@ -10,7 +10,7 @@ use crate::connect::{ConnectArgs, ConnectError};
 use crate::device::{DeviceThread, StartError};
 use crate::lifecycle::Ask;
 use crate::model::{self, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource};
-use crate::session::{self, Asks, SessionError, SessionOptions};
+use crate::session::{self, Asks, Ended, SessionError, SessionOptions};
 
 /// Which device, and what it computes in.
 #[derive(Debug, Clone, Args)]
@@ -97,11 +97,15 @@ pub async fn start_device(source: ModelSource, args: &DeviceArgs) -> Result<Devi
     })
 }
 
-/// Runs a worker until it is drained. `asks` must stay open.
-pub async fn run(args: WorkerArgs, asks: Asks) -> Result<(), WorkerFailure> {
+/// Runs a worker until it is drained. `asks` must stay open. After [`Ended::Interrupted`] the device, or a
+/// download, may still be busy: the process should end without waiting for it.
+pub async fn run(args: WorkerArgs, mut asks: Asks) -> Result<Ended, WorkerFailure> {
     let source = ModelSource::parse(&args.model)?;
     let (token, channel) = (args.connect.token()?, args.connect.lazy()?);
-    let device = Arc::new(start_device(source, &args.device).await?);
+    let device = tokio::select! {
+        started = start_device(source, &args.device) => Arc::new(started?),
+        Some(_) = asks.recv() => return Ok(Ended::Interrupted),
+    };
     let backend = device.description().numeric_class.to_string();
     let options = SessionOptions {
         name: args.name.unwrap_or_else(|| default_name(&args.device.device.to_string(), &backend)),
@@ -111,9 +115,14 @@ pub async fn run(args: WorkerArgs, asks: Asks) -> Result<(), WorkerFailure> {
         reconnects: true,
     };
     tracing::info!(model = args.model, class = options.device, "the model is ready");
-    session::serve(channel, token, device, options, asks).await?;
-    tracing::info!("drained");
-    Ok(())
+    let ended = session::serve(channel, token, device.clone(), options, asks).await?;
+    if ended == Ended::Interrupted {
+        // Dropping the last handle would wait for the device.
+        std::mem::forget(device);
+    } else {
+        tracing::info!("drained");
+    }
+    Ok(ended)
 }
 
 /// The machine's name and the device.

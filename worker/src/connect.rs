@@ -15,8 +15,9 @@ pub const DEFAULT_ADDRESS: &str = "http://127.0.0.1:7464";
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that does not answer a ping for so long is broken.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10));
+/// A connection that does not answer a ping for so long is broken. An answer may have to wait behind a
+/// large result on a slow line.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 
 /// How to reach the coordinator.
 #[derive(Debug, Clone, Args)]

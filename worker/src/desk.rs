@@ -15,7 +15,11 @@ use tokio::task::AbortHandle;
 #[derive(Debug)]
 enum Item {
     UnderWay(AbortHandle),
-    Finished(v1::Report),
+    Finished {
+        report: v1::Report,
+        /// Whether it was sent on the present connection.
+        sent: bool,
+    },
 }
 
 /// What a worker holds for a coordinator.
@@ -41,19 +45,36 @@ impl Desk {
         self.items.len()
     }
 
-    /// A coordinator has answered: drops what it does not want any more, returns what it still waits for.
-    pub(crate) fn welcome(&mut self, welcome: &Welcome) -> Vec<v1::Report> {
+    /// Whether the device has something to do, as far as we know.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.items.values().any(|item| matches!(item, Item::UnderWay(_)))
+    }
+
+    /// A coordinator has answered: drops what it does not want any more; what is finished is to be sent.
+    pub(crate) fn welcome(&mut self, welcome: &Welcome) {
         if self.incarnation != Some(welcome.incarnation) {
             self.clear();
             self.incarnation = Some(welcome.incarnation);
         }
         let stale: Vec<u64> = self.items.keys().filter(|l| !welcome.leases.contains(l)).copied().collect();
         stale.into_iter().for_each(|lease| self.withdraw(lease));
-        let finished = self.items.values().filter_map(|item| match item {
-            Item::Finished(report) => Some(report.clone()),
-            Item::UnderWay(_) => None,
-        });
-        finished.collect()
+        for item in self.items.values_mut() {
+            if let Item::Finished { sent, .. } = item {
+                *sent = false;
+            }
+        }
+    }
+
+    /// Passes every finished report that is not sent yet to `send`, until one is not taken.
+    pub(crate) fn send(&mut self, mut send: impl FnMut(v1::Report) -> bool) {
+        for item in self.items.values_mut() {
+            if let Item::Finished { report, sent: sent @ false } = item {
+                if !send(report.clone()) {
+                    return;
+                }
+                *sent = true;
+            }
+        }
     }
 
     /// A task has begun.
@@ -61,11 +82,11 @@ impl Desk {
         self.items.insert(lease, Item::UnderWay(work));
     }
 
-    /// A task has ended: keeps its report and returns a copy to send, unless nobody wants it.
-    pub(crate) fn finish(&mut self, report: v1::Report) -> Option<v1::Report> {
-        let item = self.items.get_mut(&report.lease)?;
-        *item = Item::Finished(report.clone());
-        Some(report)
+    /// A task has ended: keeps its report, unless nobody wants it.
+    pub(crate) fn finish(&mut self, report: v1::Report) {
+        if let Some(item) = self.items.get_mut(&report.lease) {
+            *item = Item::Finished { report, sent: false };
+        }
     }
 
     /// A report has arrived.
@@ -104,25 +125,37 @@ mod tests {
         Welcome { name: "w".into(), incarnation, leases: leases.to_vec() }
     }
 
+    fn sent(desk: &mut Desk) -> Vec<u64> {
+        let mut leases = Vec::new();
+        desk.send(|report| {
+            leases.push(report.lease);
+            true
+        });
+        leases
+    }
+
     #[tokio::test]
     async fn results_stay_until_acknowledged_and_a_new_coordinator_clears_the_desk() {
         let mut desk = Desk::default();
-        assert!(desk.welcome(&welcome(1, &[])).is_empty());
+        desk.welcome(&welcome(1, &[]));
         let work = || tokio::spawn(std::future::pending::<()>());
         let (first, second, third) = (work(), work(), work());
         desk.begin(1, first.abort_handle());
         desk.begin(2, second.abort_handle());
         desk.begin(3, third.abort_handle());
-        assert!(desk.finish(report(1)).is_some());
-        assert!(desk.finish(report(9)).is_none(), "a withdrawn lease has no result");
+        desk.finish(report(1));
+        desk.finish(report(9));
+        desk.send(|_| false);
+        assert_eq!(sent(&mut desk), [1], "9 was withdrawn; 1 met a full queue, and is sent later");
+        assert!(sent(&mut desk).is_empty(), "once is enough");
         // The same coordinator after a broken connection: 1 is sent again, 2 goes on, 3 is not wanted.
-        assert_eq!(desk.welcome(&welcome(1, &[1, 2])), [report(1)]);
-        assert_eq!(desk.leases(), [1, 2]);
+        desk.welcome(&welcome(1, &[1, 2]));
+        assert_eq!((sent(&mut desk), desk.leases()), (vec![1], vec![1, 2]));
         assert!(third.await.unwrap_err().is_cancelled());
         desk.acknowledge(1);
         assert_eq!(desk.leases(), [2]);
         // Another coordinator: its numbers mean something else.
-        assert!(desk.welcome(&welcome(2, &[2])).is_empty());
+        desk.welcome(&welcome(2, &[2]));
         assert_eq!((desk.leases(), desk.incarnation()), (vec![], Some(Identifier([2; 16]))));
         assert!(second.await.unwrap_err().is_cancelled());
     }

@@ -20,7 +20,7 @@ use gigasmith_proto::v1::coordinator_message::Message;
 use gigasmith_proto::v1::farm_client::FarmClient;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
@@ -39,7 +39,10 @@ const WELCOME: Duration = Duration::from_secs(30);
 /// How long the end of a drained worker waits for the coordinator to notice.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Between attempts to reconnect, at first and at last.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3));
+/// A worker that drains and finds no coordinator for so long has nothing left that anybody wants: its
+/// leases have ended.
+const GIVE_UP: Duration = Duration::from_secs(20);
 
 pub(crate) type Client = FarmClient<InterceptedService<Channel, Token>>;
 
@@ -93,6 +96,15 @@ impl SessionError {
 /// Where asks to end come from. The session ends when it is drained.
 pub type Asks = mpsc::UnboundedReceiver<Ask>;
 
+/// How a session ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything is handed in.
+    Drained,
+    /// A person did not want to wait: the device may be in the middle of a task.
+    Interrupted,
+}
+
 /// Works for a coordinator until it is drained, or until the connection is of no more use. `asks` must
 /// stay open.
 pub async fn serve(
@@ -101,7 +113,7 @@ pub async fn serve(
     device: Arc<DeviceThread>,
     options: SessionOptions,
     asks: Asks,
-) -> Result<(), SessionError> {
+) -> Result<Ended, SessionError> {
     let client = FarmClient::with_interceptor(channel, token)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -116,6 +128,7 @@ pub async fn serve(
         work: JoinSet::new(),
         lifecycle: Lifecycle::Ready,
         welcomed: false,
+        last_heard: Instant::now(),
         asks,
     };
     let mut pause = RETRY.0;
@@ -123,11 +136,15 @@ pub async fn serve(
         worker.welcomed = false;
         let ended = worker.connection().await;
         if worker.lifecycle == Lifecycle::Drained {
-            return Ok(());
+            return Ok(worker.ended());
         }
         match ended {
             Err(error) if error.is_final() || !worker.options.reconnects => return Err(error),
-            Ok(()) if !worker.options.reconnects => return Ok(()),
+            Ok(()) if !worker.options.reconnects => return Ok(worker.ended()),
+            _ if worker.lifecycle == Lifecycle::Draining && worker.last_heard.elapsed() > GIVE_UP => {
+                tracing::warn!("drained without the coordinator: it is away");
+                return Ok(worker.ended());
+            }
             ended => {
                 // A coordinator that was there a moment ago is soon back, as a rule.
                 pause = if worker.welcomed { RETRY.0 } else { (pause * 2).min(RETRY.1) };
@@ -137,7 +154,7 @@ pub async fn serve(
             }
         }
         if worker.away(pause).await {
-            return Ok(());
+            return Ok(worker.ended());
         }
     }
 }
@@ -166,10 +183,16 @@ struct Worker {
     lifecycle: Lifecycle,
     /// Whether the present connection, or the last one, was answered.
     welcomed: bool,
+    /// When the coordinator was last there.
+    last_heard: Instant,
     asks: Asks,
 }
 
 impl Worker {
+    fn ended(&self) -> Ended {
+        if self.desk.is_under_way() { Ended::Interrupted } else { Ended::Drained }
+    }
+
     /// One connection, from Hello until it breaks, or the worker is drained.
     async fn connection(&mut self) -> Result<(), SessionError> {
         let (outbound, messages) = mpsc::channel(2 * self.slots as usize + 4);
@@ -204,9 +227,8 @@ impl Worker {
         let welcome = welcome_from_wire(welcome)?;
         self.welcomed = true;
         tracing::info!(name = welcome.name, "joined the farm");
-        for report in self.desk.welcome(&welcome) {
-            let _ = outbound.try_send(message(v1::worker_message::Message::Report(report)));
-        }
+        self.desk.welcome(&welcome);
+        self.last_heard = Instant::now();
         if self.lifecycle == Lifecycle::Draining {
             self.say_draining(&outbound);
         }
@@ -222,22 +244,30 @@ impl Worker {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.lifecycle != Lifecycle::Drained {
+            // What a full queue does not take now is sent when the loop wakes next.
+            self.desk.send(|report| {
+                outbound.try_send(message(v1::worker_message::Message::Report(report))).is_ok()
+            });
             tokio::select! {
                 next = inbound.message() => match next? {
-                    Some(v1::CoordinatorMessage { message: Some(content) }) => self.hear(content, &outbound)?,
+                    Some(v1::CoordinatorMessage { message: Some(content) }) => {
+                        self.last_heard = Instant::now();
+                        self.hear(content, &outbound)?;
+                    }
                     Some(v1::CoordinatorMessage { message: None }) => {}
                     None => return Ok(()),
                 },
                 Some(done) = self.work.join_next() => {
-                    if let Some(report) = done.ok().and_then(|report| self.desk.finish(report)) {
-                        // The queue has room for every slot; what is not sent is sent after a reconnection.
-                        let _ = outbound.try_send(message(v1::worker_message::Message::Report(report)));
+                    if let Ok(report) = done {
+                        self.desk.finish(report);
                     }
                 }
                 _ = heartbeat.tick() => {
-                    // A full queue holds reports, which say the same.
-                    let heartbeat = v1::worker_message::Message::Heartbeat(v1::Heartbeat {});
-                    let _ = outbound.try_send(message(heartbeat));
+                    // Behind a queue that does not move a heartbeat says nothing, and takes a report's place.
+                    if outbound.capacity() > self.slots as usize + 1 {
+                        let heartbeat = v1::worker_message::Message::Heartbeat(v1::Heartbeat {});
+                        let _ = outbound.try_send(message(heartbeat));
+                    }
                 }
                 Some(ask) = self.asks.recv() => self.asked(ask, &outbound),
             }
@@ -301,7 +331,9 @@ impl Worker {
             tokio::select! {
                 () = &mut pause => return false,
                 Some(done) = self.work.join_next() => {
-                    let _ = done.ok().and_then(|report| self.desk.finish(report));
+                    if let Ok(report) = done {
+                        self.desk.finish(report);
+                    }
                 }
                 Some(ask) = self.asks.recv() => {
                     self.lifecycle = self.lifecycle.asked(ask, self.desk.len());

@@ -30,6 +30,8 @@ pub enum Failure {
     Deviation,
     /// Ctrl-C or SIGTERM: 130.
     Interrupted,
+    /// A worker that did not finish what it had: 130.
+    Stopped,
 }
 
 impl Failure {
@@ -59,7 +61,7 @@ impl Failure {
             Self::Output(_) => 5,
             Self::Render(_) => 6,
             Self::Farm(_) => 7,
-            Self::Interrupted => 130,
+            Self::Interrupted | Self::Stopped => 130,
         }
     }
 }
@@ -75,6 +77,7 @@ impl fmt::Display for Failure {
             | Self::Farm(m) => f.write_str(m),
             Self::Deviation => f.write_str("the trace does not match: see what did not pass"),
             Self::Interrupted => f.write_str("interrupted: no unfinished picture was written"),
+            Self::Stopped => f.write_str("interrupted: what this worker had goes to others"),
         }
     }
 }

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_worker::cli::WorkerArgs;
+use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings as settings_file;
 
 pub use failure::Failure;
@@ -98,7 +99,10 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Worker(args) => {
             let asks = gigasmith_worker::cli::signals();
             let asks = asks.map_err(|e| Failure::farm(format!("cannot listen for signals: {e}")))?;
-            Ok(gigasmith_worker::cli::run(args, asks).await?)
+            match gigasmith_worker::cli::run(args, asks).await? {
+                Ended::Drained => Ok(()),
+                Ended::Interrupted => Err(Failure::Stopped),
+            }
         }
         command => tokio::select! {
             done = run_once(command) => done,

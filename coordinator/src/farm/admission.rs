@@ -1,60 +1,80 @@
-//! Whose results can be trusted: a worker is admitted once it gave the right answer to a patch.
+//! Whose results can be trusted: a worker is admitted once it gave the right answers to an examination.
 //!
-//! Pure: events in, decisions out. Workers of the same weights and numeric class must give the same
-//! bytes. The first worker of a farm for some weights, the *founder*, computes its first patch twice; if
-//! both answers agree to the bit, the patch becomes the *canary* of these weights. Every other worker
-//! computes the canary before anything else: one of a known class must give the known bytes; the first of
-//! another class computes it twice, and its class may share a render with others (`--mix`) where its
-//! answer lies within [`MIX_TOLERANCE`] of the first class's.
+//! Pure: events in, decisions out. Every worker is examined before its first task, by four questions that
+//! follow from its model's description alone: a text, a patch (with that text), a latent tile and an
+//! image tile, so that every component has a say. Workers of the same weights and numeric class must
+//! give the same bytes. The first of a class to be examined answers everything twice; if it agrees with
+//! itself to the bit, its answers become the class's. Every other worker of the class must give those. A
+//! class may share a render with others (`--mix`) where its answers lie within [`MIX_TOLERANCE`] of the
+//! first class's.
 //!
-//! Invariants: no patch of an unconfirmed founder counts; a worker whose answer differs gets no tasks,
-//! with the difference as the reason, until a person has it examined again.
+//! Invariants: nobody works who is not admitted; a worker whose answers differ is refused, with the
+//! difference as the reason, until a person has it examined again; one that cannot be examined now
+//! (disabled, away, failing) does not keep the others of its class waiting.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use gigasmith_proto::domain::{Array, Conditioning, NoiseTask};
+use gigasmith_proto::domain::{
+    Array, Conditioning, ConditioningId, ModelDescription, NoiseTask, Task, TaskResult, WireDtype,
+};
 
-use super::table::{ClassKey, ModelKey, Skills, WorkerId};
+use super::table::{ClassKey, Millis, ModelKey, Skills, WorkerId};
+use crate::sampler::noise::NoiseField;
+use crate::sampler::philox::Purpose;
+use crate::sampler::units::LatentSize;
 
-/// How far a class's canary may lie from the first class's, as relative L2, for both to work on one
+/// How far a class's answers may lie from the first class's, as relative L2, for both to work on one
 /// render: half precision moves one noise prediction of SDXL by some thousandths.
 pub const MIX_TOLERANCE: f64 = 0.02;
 /// How often an examination may break off before the worker is refused.
 const MAX_TRIES: u32 = 3;
+/// Questions in an examination.
+const QUESTIONS: usize = 4;
+/// The text that is asked about.
+const TEXT: &str = "gigasmith";
+/// Side of the tiles that are asked about, in latent pixels.
+const TILE: usize = 8;
+/// How long the answer to a question may take: so many times what it took the class's first worker, and
+/// at least so long; without a first worker, longer.
+const SLOWNESS: u64 = 20;
+const LEAST_PATIENCE: u64 = 5 * 60_000;
+const FIRST_PATIENCE: u64 = 60 * 60_000;
 
-/// A patch and what it needs.
+/// A question of an examination, with the text it needs.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// The patch.
-    pub task: NoiseTask,
-    /// Its text.
-    pub conditioning: Arc<Conditioning>,
+    /// What to compute.
+    pub task: Task,
+    /// The conditioning that the task names.
+    pub conditioning: Option<Arc<Conditioning>>,
 }
 
-#[derive(Debug)]
-struct Canary {
-    question: Arc<Question>,
-    /// The first class's answer.
-    answer: Arc<Array>,
-}
-
-/// A class of which one worker was confirmed.
+/// A class of which one worker agreed with itself.
 #[derive(Debug)]
 struct Class {
-    /// Its answer to the canary.
-    answer: Arc<Array>,
+    answers: Vec<TaskResult>,
+    /// Whether it lies close to the first class.
     mixes: bool,
+    /// The longest time that a question took, in milliseconds.
+    slowest: u64,
+}
+
+/// How far a worker's examination is.
+#[derive(Debug, Default)]
+struct Paper {
+    /// Answers of the first round, when this is the second.
+    first: Option<Vec<TaskResult>>,
+    answers: Vec<TaskResult>,
+    asked: Option<Millis>,
+    slowest: u64,
 }
 
 #[derive(Debug)]
 enum Standing {
-    /// Another worker of its kind is being examined first.
+    /// Another worker of its class is examined first, or it cannot be examined now.
     Waits,
-    /// The first of its kind; what it answered first, when it has.
-    Founder(Option<(Arc<Question>, Arc<Array>)>),
-    /// Must give the known answer.
-    Examined,
+    Examined(Paper),
     Admitted,
     Refused(String),
 }
@@ -62,8 +82,13 @@ enum Standing {
 #[derive(Debug)]
 struct Candidate {
     skills: Skills,
+    model: Arc<ModelDescription>,
     standing: Standing,
     tries: u32,
+    /// Whether it is connected and wanted.
+    able: bool,
+    /// The lowest is examined first.
+    turn: u64,
 }
 
 /// What the farm may do with a worker.
@@ -80,9 +105,13 @@ pub struct Rating {
 pub struct Admission {
     /// Whether workers are examined at all: a farm of one inside the process has nothing to compare.
     examines: bool,
-    canaries: HashMap<ModelKey, Canary>,
+    /// The text that patches are asked with, as the first worker of a model encoded it.
+    texts: HashMap<ModelKey, (ConditioningId, Arc<Conditioning>)>,
+    /// The class that others must lie close to.
+    first_class: HashMap<ModelKey, ClassKey>,
     classes: HashMap<(ModelKey, ClassKey), Class>,
     candidates: BTreeMap<WorkerId, Candidate>,
+    turns: u64,
 }
 
 impl Admission {
@@ -92,9 +121,11 @@ impl Admission {
     }
 
     /// A worker comes.
-    pub fn join(&mut self, worker: WorkerId, skills: Skills) {
+    pub fn join(&mut self, worker: WorkerId, skills: Skills, model: Arc<ModelDescription>) {
         let standing = if self.examines { Standing::Waits } else { Standing::Admitted };
-        self.candidates.insert(worker, Candidate { skills, standing, tries: 0 });
+        self.turns += 1;
+        let turn = self.turns;
+        self.candidates.insert(worker, Candidate { skills, model, standing, tries: 0, able: true, turn });
         self.promote(skills.model);
     }
 
@@ -105,291 +136,291 @@ impl Admission {
         }
     }
 
-    /// Examines a refused worker again.
-    pub fn retry(&mut self, worker: WorkerId) {
+    /// Whether a worker is connected and wanted: another does not wait for one that is not.
+    pub fn set_able(&mut self, worker: WorkerId, able: bool) {
         let Some(candidate) = self.candidates.get_mut(&worker) else { return };
-        if matches!(candidate.standing, Standing::Refused(_)) {
-            (candidate.standing, candidate.tries) = (Standing::Waits, 0);
-            let skills = candidate.skills;
-            self.promote(skills.model);
+        if candidate.able != able {
+            candidate.able = able;
+            if !able {
+                self.step_back(worker);
+            }
+            let model = self.candidates[&worker].skills.model;
+            self.promote(model);
         }
     }
 
-    /// Gives those who wait their turn: a founder where a class has none (one class at a time until there
-    /// is a canary), everyone else once their class's answer is known.
+    /// An examination under way breaks off; others go first.
+    fn step_back(&mut self, worker: WorkerId) {
+        self.turns += 1;
+        let turn = self.turns;
+        let Some(candidate) = self.candidates.get_mut(&worker) else { return };
+        if matches!(candidate.standing, Standing::Examined(_)) {
+            (candidate.standing, candidate.turn) = (Standing::Waits, turn);
+        }
+    }
+
+    /// Examines a refused worker again.
+    pub fn retry(&mut self, worker: WorkerId) {
+        let Some(candidate) = self.candidates.get_mut(&worker) else { return };
+        candidate.tries = 0;
+        if matches!(candidate.standing, Standing::Refused(_)) {
+            candidate.standing = Standing::Waits;
+            let model = candidate.skills.model;
+            self.promote(model);
+        }
+    }
+
+    /// Begins the examinations that are due: one worker's of a class that has no answers yet, everybody's
+    /// of the others. Until the model's text is known one worker of the model goes first.
     fn promote(&mut self, model: ModelKey) {
-        let has_canary = self.canaries.contains_key(&model);
+        let has_text = self.texts.contains_key(&model);
         let of_model = |c: &&Candidate| c.skills.model == model;
-        let founders = self.candidates.values().filter(of_model);
-        let founders = founders.filter(|c| matches!(c.standing, Standing::Founder(_)));
-        let mut founding: Vec<ClassKey> = founders.map(|c| c.skills.class).collect();
-        for candidate in self.candidates.values_mut().filter(|c| c.skills.model == model) {
+        let under_way = self.candidates.values().filter(of_model);
+        let under_way = under_way.filter(|c| matches!(c.standing, Standing::Examined(_)));
+        let mut founding: Vec<ClassKey> = under_way.map(|c| c.skills.class).collect();
+        let mut due: Vec<(u64, WorkerId)> = self
+            .candidates
+            .iter()
+            .filter(|(_, c)| c.skills.model == model && c.able && matches!(c.standing, Standing::Waits))
+            .map(|(&id, c)| (c.turn, id))
+            .collect();
+        due.sort_unstable();
+        for (_, id) in due {
+            let candidate = self.candidates.get_mut(&id).expect("just seen");
             let class = candidate.skills.class;
-            if !matches!(candidate.standing, Standing::Waits) {
-                continue;
-            }
-            if self.classes.contains_key(&(model, class)) {
-                candidate.standing = Standing::Examined;
-            } else if !founding.contains(&class) && (has_canary || founding.is_empty()) {
+            let is_known = self.classes.contains_key(&(model, class));
+            if is_known || (!founding.contains(&class) && (has_text || founding.is_empty())) {
                 founding.push(class);
-                candidate.standing = Standing::Founder(None);
+                candidate.standing = Standing::Examined(Paper::default());
             }
         }
     }
 
     /// What the farm may do with a worker now.
     pub fn rating(&self, worker: WorkerId) -> Rating {
-        let Some(candidate) = self.candidates.get(&worker) else {
-            return Rating { open: false, mixes: false };
-        };
-        let Skills { model, class } = candidate.skills;
-        match candidate.standing {
-            Standing::Admitted if !self.examines => Rating { open: true, mixes: true },
-            Standing::Admitted => {
-                Rating { open: true, mixes: self.classes.get(&(model, class)).is_some_and(|c| c.mixes) }
-            }
-            // Before there is a canary a founder works: its first patch becomes the canary.
-            Standing::Founder(None) if !self.canaries.contains_key(&model) => {
-                Rating { open: true, mixes: true }
+        match self.candidates.get(&worker) {
+            Some(Candidate { standing: Standing::Admitted, skills, .. }) => {
+                let class = self.classes.get(&(skills.model, skills.class));
+                Rating { open: true, mixes: class.is_none_or(|c| c.mixes) }
             }
             _ => Rating { open: false, mixes: false },
         }
     }
 
-    /// Whether patches of this worker must be held until its founding patch is confirmed.
-    pub fn is_unconfirmed(&self, worker: WorkerId) -> bool {
-        self.candidates.get(&worker).is_some_and(|c| matches!(c.standing, Standing::Founder(_)))
+    /// Text states and pooled state as this model's workers shape them, once that is known.
+    pub fn text_shapes(&self, model: ModelKey) -> Option<(Vec<usize>, Vec<usize>)> {
+        let (_, text) = self.texts.get(&model)?;
+        Some((text.prompt.shape().to_vec(), text.pooled.shape().to_vec()))
     }
 
-    /// A founder without a canary has done its first patch. Whether that patch becomes the candidate for
-    /// the canary: later ones don't.
-    pub fn founding_patch(&mut self, worker: WorkerId, question: Question, answer: Arc<Array>) -> bool {
-        match self.candidates.get_mut(&worker).map(|c| &mut c.standing) {
-            Some(Standing::Founder(first @ None)) => {
-                *first = Some((Arc::new(question), answer));
-                true
-            }
-            _ => false,
+    /// The question that a worker should be asked now, if any; it counts as asked.
+    pub fn ask(&mut self, now: Millis, worker: WorkerId) -> Option<Question> {
+        let candidate = self.candidates.get_mut(&worker)?;
+        let Standing::Examined(paper) = &mut candidate.standing else { return None };
+        if paper.asked.is_some() {
+            return None;
         }
+        let text = self.texts.get(&candidate.skills.model);
+        // While the text is still being asked for, a worker of another class waits for it.
+        let number = paper.answers.len();
+        let question = question(number, &candidate.model, text)?;
+        paper.asked = Some(now);
+        Some(question)
     }
 
-    /// The patch that a worker should compute next to be examined, if any.
-    pub fn exam(&self, worker: WorkerId) -> Option<Arc<Question>> {
+    /// What a worker was asked, for checking its answer's shape.
+    pub fn asked(&self, worker: WorkerId) -> Option<Question> {
         let candidate = self.candidates.get(&worker)?;
-        match &candidate.standing {
-            Standing::Founder(Some((question, _))) => Some(question.clone()),
-            Standing::Founder(None) | Standing::Examined => {
-                self.canaries.get(&candidate.skills.model).map(|c| c.question.clone())
-            }
-            _ => None,
-        }
+        let Standing::Examined(paper) = &candidate.standing else { return None };
+        question(paper.answers.len(), &candidate.model, self.texts.get(&candidate.skills.model))
     }
 
-    /// A worker has answered its examination.
-    pub fn answered(&mut self, worker: WorkerId, answer: Arc<Array>) {
+    /// A worker has answered.
+    pub fn answered(&mut self, now: Millis, worker: WorkerId, answer: TaskResult) {
         let Some(candidate) = self.candidates.get_mut(&worker) else { return };
         let skills = candidate.skills;
-        let key = (skills.model, skills.class);
-        match &mut candidate.standing {
-            Standing::Founder(first @ None) => {
-                if let Some(canary) = self.canaries.get(&skills.model) {
-                    *first = Some((canary.question.clone(), answer));
-                }
-                return;
-            }
-            Standing::Founder(Some((question, first))) => {
-                if let Some(difference) = difference(first, &answer) {
-                    candidate.standing =
-                        Standing::Refused(format!("it gave two answers to the same patch: {difference}"));
-                } else {
-                    let (question, answer) = (question.clone(), first.clone());
-                    candidate.standing = Standing::Admitted;
-                    let canary = self
-                        .canaries
-                        .entry(skills.model)
-                        .or_insert_with(|| Canary { question, answer: answer.clone() });
-                    let mixes = relative_l2(&canary.answer, &answer) <= MIX_TOLERANCE;
-                    self.classes.insert(key, Class { answer, mixes });
-                }
-            }
-            standing @ Standing::Examined => {
-                let known = self.classes.get(&key).map(|c| &c.answer);
-                *standing = match known.and_then(|known| difference(known, &answer)) {
-                    None => Standing::Admitted,
-                    Some(difference) => Standing::Refused(format!(
-                        "its canary patch is not the farm's: {difference}; see that its driver, build and \
-                         weights are those of the others, then `gigasmith workers enable` it"
-                    )),
-                };
-            }
-            _ => return,
+        let Standing::Examined(paper) = &mut candidate.standing else { return };
+        if let Some(asked) = paper.asked.take() {
+            paper.slowest = paper.slowest.max(now.since(asked));
+        }
+        if let (TaskResult::Text(text), false) = (&answer, self.texts.contains_key(&skills.model)) {
+            let negative = (Array::zeros(text.states.shape()), Array::zeros(text.pooled.shape()));
+            let (prompt, pooled) = (text.states.clone(), text.pooled.clone());
+            let text = Conditioning { prompt, pooled, negative: Some(negative) };
+            self.texts.insert(skills.model, (text.id(), Arc::new(text)));
+        }
+        paper.answers.push(answer);
+        if paper.answers.len() == QUESTIONS {
+            self.mark(worker);
         }
         self.promote(skills.model);
     }
 
-    /// An examination broke off: it is tried again a few times.
-    pub fn exam_failed(&mut self, worker: WorkerId, message: &str) {
-        let Some(candidate) = self.candidates.get_mut(&worker) else { return };
-        candidate.tries += 1;
-        if candidate.tries >= MAX_TRIES && !matches!(candidate.standing, Standing::Admitted) {
-            candidate.standing = Standing::Refused(format!("its examination failed: {message}"));
-            let skills = candidate.skills;
-            self.promote(skills.model);
-        }
+    /// All questions are answered: the worker is admitted, refused, or asked everything again.
+    fn mark(&mut self, worker: WorkerId) {
+        let candidate = self.candidates.get_mut(&worker).expect("the caller looked");
+        let Skills { model, class } = candidate.skills;
+        let Standing::Examined(paper) = &mut candidate.standing else { return };
+        let answers = std::mem::take(&mut paper.answers);
+        let known = self.classes.get(&(model, class));
+        let refuse = |what: &str, difference: String| Standing::Refused(format!("{what}: {difference}"));
+        candidate.standing = match (known, paper.first.take()) {
+            (Some(known), _) => match difference(&known.answers, &answers) {
+                None => Standing::Admitted,
+                Some(difference) => refuse(
+                    "its canary is not the farm's",
+                    format!(
+                        "{difference}; see that its driver, build and weights are those of the others, then \
+                         `gigasmith workers enable` it"
+                    ),
+                ),
+            },
+            (None, None) => {
+                paper.first = Some(answers);
+                return;
+            }
+            (None, Some(first)) => match difference(&first, &answers) {
+                Some(difference) => refuse("it gave two answers to the same question", difference),
+                None => {
+                    let slowest = paper.slowest;
+                    let first_class = *self.first_class.entry(model).or_insert(class);
+                    let mixes = match self.classes.get(&(model, first_class)) {
+                        None => true,
+                        Some(other) => distance(&other.answers, &answers) <= MIX_TOLERANCE,
+                    };
+                    self.classes.insert((model, class), Class { answers, mixes, slowest });
+                    Standing::Admitted
+                }
+            },
+        };
     }
 
-    /// Why a worker gets no tasks; `None` when it may, and whether it is refused for good.
+    /// An examination broke off: it is tried again a few times, after others of its class.
+    pub fn failed(&mut self, worker: WorkerId, message: &str) {
+        let Some(candidate) = self.candidates.get_mut(&worker) else { return };
+        if !matches!(candidate.standing, Standing::Examined(_)) {
+            return;
+        }
+        candidate.tries += 1;
+        let model = candidate.skills.model;
+        if candidate.tries >= MAX_TRIES {
+            candidate.standing = Standing::Refused(format!("its examination failed: {message}"));
+        } else {
+            self.step_back(worker);
+        }
+        self.promote(model);
+    }
+
+    /// Workers that have not answered for longer than a device that works would take.
+    pub fn overdue(&self, now: Millis) -> Vec<WorkerId> {
+        let late = |c: &Candidate| {
+            let Standing::Examined(Paper { asked: Some(asked), .. }) = c.standing else { return false };
+            let known = self.classes.get(&(c.skills.model, c.skills.class));
+            let patience = known.map_or(FIRST_PATIENCE, |k| (SLOWNESS * k.slowest).max(LEAST_PATIENCE));
+            now.since(asked) > patience
+        };
+        self.candidates.iter().filter(|(_, c)| late(c)).map(|(&id, _)| id).collect()
+    }
+
+    /// Why a worker gets no tasks, and whether it is refused for good; `None` when it may.
     pub fn objection(&self, worker: WorkerId) -> Option<(bool, String)> {
         match &self.candidates.get(&worker)?.standing {
             Standing::Waits => Some((false, "another worker of its kind is examined first".to_owned())),
-            Standing::Founder(Some(_)) => Some((false, "its first patch is computed twice".to_owned())),
-            Standing::Founder(None) if self.rating(worker).open => None,
-            Standing::Founder(None) | Standing::Examined => {
-                Some((false, "it computes a patch whose answer is known".to_owned()))
-            }
+            Standing::Examined(_) => Some((false, "it is examined before its first task".to_owned())),
             Standing::Admitted => None,
             Standing::Refused(reason) => Some((true, reason.clone())),
         }
     }
 }
 
-/// How two answers differ, if they do, in a bit.
-fn difference(known: &Array, answer: &Array) -> Option<String> {
-    if known.shape() != answer.shape() {
-        return Some(format!("shape {:?}, not {:?}", answer.shape(), known.shape()));
+/// A question of the examination; `None` for a patch whose text is not known yet.
+fn question(
+    number: usize,
+    model: &ModelDescription,
+    text: Option<&(ConditioningId, Arc<Conditioning>)>,
+) -> Option<Question> {
+    let (channels, factor) = (model.latent_channels as usize, model.latent_factor as usize);
+    // Any noise does, as long as it is always the same.
+    let noise = |channels: usize, side: usize| {
+        let field = NoiseField::from_seed(number as u64, 0, Purpose::Noise, channels);
+        Arc::new(field.whole(LatentSize { height: side, width: side }))
+    };
+    let (task, conditioning) = match number {
+        0 => (Task::EncodeText { prompt: TEXT.to_owned() }, None),
+        1 => {
+            let (id, text) = text?;
+            let side = model.patch_side as usize;
+            let pixels = (side * factor) as f32;
+            let task = NoiseTask {
+                latent: noise(channels, side),
+                wire: WireDtype::F32,
+                timestep: model.schedule.num_train_timesteps / 2,
+                time_ids: [pixels, pixels, 0.0, 0.0, pixels, pixels],
+                conditioning: *id,
+                guidance_scale: 5.0,
+                pag: None,
+            };
+            (Task::PredictNoise(task), Some(text.clone()))
+        }
+        2 => (Task::DecodeTile { latent: noise(channels, TILE) }, None),
+        _ => {
+            let mut image = Array::clone(&noise(3, TILE * factor));
+            image.data_mut().iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
+            (Task::EncodeTile { image: Arc::new(image) }, None)
+        }
+    };
+    Some(Question { task, conditioning })
+}
+
+/// An answer's arrays, with names for people.
+fn arrays(answer: &TaskResult) -> Vec<(&'static str, &Array)> {
+    match answer {
+        TaskResult::Text(text) => vec![("text states", &text.states), ("pooled text", &text.pooled)],
+        TaskResult::Noise(noise) => vec![("patch", noise)],
+        TaskResult::Moments(moments) => vec![("encoded tile", moments)],
+        TaskResult::Image(image) => vec![("decoded tile", image)],
     }
-    let pairs = || known.data().iter().zip(answer.data());
-    let differing = pairs().filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-    (differing > 0).then(|| {
-        let largest = pairs().fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
-        format!("{differing} of {} values differ, by up to {largest:.1e}", known.data().len())
+}
+
+fn pairs<'a>(
+    known: &'a [TaskResult],
+    answers: &'a [TaskResult],
+) -> impl Iterator<Item = (&'static str, &'a Array, &'a Array)> {
+    let known = known.iter().flat_map(arrays);
+    let answers = answers.iter().flat_map(arrays);
+    known.zip(answers).map(|((name, known), (_, answer))| (name, known, answer))
+}
+
+/// How two sets of answers differ, if they do, in a bit.
+fn difference(known: &[TaskResult], answers: &[TaskResult]) -> Option<String> {
+    pairs(known, answers).find_map(|(name, known, answer)| {
+        if known.shape() != answer.shape() {
+            return Some(format!("the {name} has shape {:?}, not {:?}", answer.shape(), known.shape()));
+        }
+        let values = || known.data().iter().zip(answer.data());
+        let differing = values().filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        (differing > 0).then(|| {
+            let largest = values().fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+            let all = known.data().len();
+            format!("in the {name} {differing} of {all} values differ, by up to {largest:.1e}")
+        })
     })
 }
 
-fn relative_l2(known: &Array, answer: &Array) -> f64 {
-    let (error, norm) = known.data().iter().zip(answer.data()).fold((0.0, 0.0), |(e, n), (&a, &b)| {
-        (e + (f64::from(a) - f64::from(b)).powi(2), n + f64::from(a).powi(2))
-    });
-    if norm > 0.0 { (error / norm).sqrt() } else { error.sqrt() }
+/// The largest relative L2 distance between answers.
+fn distance(known: &[TaskResult], answers: &[TaskResult]) -> f64 {
+    let relative = |(_, known, answer): (&str, &Array, &Array)| {
+        if known.shape() != answer.shape() {
+            return f64::INFINITY;
+        }
+        let values = known.data().iter().zip(answer.data());
+        let (error, norm) = values.fold((0.0, 0.0), |(e, n), (&a, &b)| {
+            (e + (f64::from(a) - f64::from(b)).powi(2), n + f64::from(a).powi(2))
+        });
+        if norm > 0.0 { (error / norm).sqrt() } else { error.sqrt() }
+    };
+    pairs(known, answers).map(relative).fold(0.0, f64::max)
 }
 
 #[cfg(test)]
-mod tests {
-    use gigasmith_proto::domain::{ConditioningId, WireDtype};
-
-    use super::*;
-
-    const GPU: Skills = Skills { model: ModelKey(0), class: ClassKey(0) };
-    const CPU: Skills = Skills { model: ModelKey(0), class: ClassKey(1) };
-
-    fn answer(value: f32) -> Arc<Array> {
-        Arc::new(Array::new([2], vec![1.0, value]).unwrap())
-    }
-
-    fn question() -> Question {
-        let task = NoiseTask {
-            latent: Arc::new(Array::zeros([1, 1, 2])),
-            wire: WireDtype::F32,
-            timestep: 1,
-            time_ids: [0.0; 6],
-            conditioning: ConditioningId([0; 32]),
-            guidance_scale: 1.0,
-            pag: None,
-        };
-        let (prompt, pooled) = (Array::zeros([1, 1]), Array::zeros([1]));
-        Question { task, conditioning: Arc::new(Conditioning { prompt, pooled, negative: None }) }
-    }
-
-    /// A farm whose first worker (1) has founded the class `GPU`.
-    fn founded() -> Admission {
-        let mut admission = Admission::new(true);
-        admission.join(WorkerId(1), GPU);
-        assert!(admission.rating(WorkerId(1)).open && admission.is_unconfirmed(WorkerId(1)));
-        assert!(admission.exam(WorkerId(1)).is_none(), "there is nothing to ask yet");
-        assert!(admission.founding_patch(WorkerId(1), question(), answer(2.0)));
-        assert!(!admission.founding_patch(WorkerId(1), question(), answer(3.0)), "only the first");
-        assert!(!admission.rating(WorkerId(1)).open && admission.exam(WorkerId(1)).is_some());
-        admission.answered(WorkerId(1), answer(2.0));
-        assert_eq!(admission.rating(WorkerId(1)), Rating { open: true, mixes: true });
-        admission
-    }
-
-    #[test]
-    fn the_same_bytes_admit_and_others_are_refused_with_the_difference() {
-        let mut admission = founded();
-        for (worker, value, open) in [(2, 2.0, true), (3, 2.0001, false), (4, -2.0, false)] {
-            let worker = WorkerId(worker);
-            admission.join(worker, GPU);
-            assert!(!admission.rating(worker).open && admission.exam(worker).is_some());
-            admission.answered(worker, answer(value));
-            assert_eq!(admission.rating(worker).open, open);
-            assert!(admission.exam(worker).is_none());
-        }
-        let (refused, reason) = admission.objection(WorkerId(3)).unwrap();
-        assert!(refused && reason.contains("1 of 2 values differ, by up to 1.0e-4"), "{reason}");
-        admission.retry(WorkerId(3));
-        admission.answered(WorkerId(3), answer(2.0));
-        assert!(admission.rating(WorkerId(3)).open, "a mended worker comes in");
-    }
-
-    #[test]
-    fn a_founder_that_contradicts_itself_is_refused_and_the_next_one_founds() {
-        let mut admission = Admission::new(true);
-        admission.join(WorkerId(1), GPU);
-        admission.join(WorkerId(2), GPU);
-        assert!(!admission.rating(WorkerId(2)).open, "it waits for the founder");
-        admission.founding_patch(WorkerId(1), question(), answer(2.0));
-        admission.answered(WorkerId(1), answer(2.5));
-        assert!(admission.objection(WorkerId(1)).unwrap().1.contains("two answers"));
-        assert!(admission.rating(WorkerId(2)).open && admission.is_unconfirmed(WorkerId(2)));
-        admission.leave(WorkerId(2));
-        admission.join(WorkerId(3), GPU);
-        assert!(admission.rating(WorkerId(3)).open, "a founder that left is replaced");
-    }
-
-    #[test]
-    fn another_class_must_agree_with_itself_and_mixes_only_when_close() {
-        for (value, mixes) in [(2.01, true), (2.5, false)] {
-            let mut admission = founded();
-            admission.join(WorkerId(2), CPU);
-            admission.answered(WorkerId(2), answer(value));
-            assert!(!admission.rating(WorkerId(2)).open, "once is not enough");
-            admission.answered(WorkerId(2), answer(value));
-            assert_eq!(admission.rating(WorkerId(2)), Rating { open: true, mixes });
-            admission.join(WorkerId(3), CPU);
-            admission.answered(WorkerId(3), answer(2.0));
-            assert!(!admission.rating(WorkerId(3)).open, "within a class every bit counts");
-        }
-    }
-
-    #[test]
-    fn one_class_founds_at_a_time() {
-        let mut admission = Admission::new(true);
-        admission.join(WorkerId(1), GPU);
-        admission.join(WorkerId(2), CPU);
-        assert!(!admission.rating(WorkerId(2)).open);
-        admission.founding_patch(WorkerId(1), question(), answer(2.0));
-        admission.answered(WorkerId(1), answer(2.0));
-        assert!(admission.exam(WorkerId(2)).is_some(), "the other class answers the same canary");
-    }
-
-    #[test]
-    fn an_examination_that_breaks_off_is_tried_again_a_few_times() {
-        let mut admission = founded();
-        admission.join(WorkerId(2), GPU);
-        for _ in 1..MAX_TRIES {
-            admission.exam_failed(WorkerId(2), "out of memory");
-            assert!(admission.exam(WorkerId(2)).is_some());
-        }
-        admission.exam_failed(WorkerId(2), "out of memory");
-        assert!(admission.objection(WorkerId(2)).unwrap().1.contains("out of memory"));
-    }
-
-    #[test]
-    fn a_farm_that_does_not_examine_admits_everyone() {
-        let mut admission = Admission::new(false);
-        admission.join(WorkerId(1), GPU);
-        assert_eq!(admission.rating(WorkerId(1)), Rating { open: true, mixes: true });
-        assert!(!admission.is_unconfirmed(WorkerId(1)));
-    }
-}
+mod tests;

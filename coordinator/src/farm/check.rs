@@ -1,9 +1,18 @@
 //! Whether a result can be one of its task: the right kind, the right shape, only finite numbers.
 
-use gigasmith_proto::domain::{Array, ModelDescription, Task, TaskResult};
+use gigasmith_proto::domain::{Array, ModelDescription, Task, TaskResult, TextEncoding};
 
-/// What is wrong with a result's kind or shape; `Ok` when nothing is. Cheap.
-pub(super) fn shape(task: &Task, result: &TaskResult, model: &ModelDescription) -> Result<(), String> {
+/// Shapes of text states and pooled state.
+type TextShapes = (Vec<usize>, Vec<usize>);
+
+/// What is wrong with a result's kind or shape; `Ok` when nothing is. Cheap. `text`: how the model's
+/// workers shape their texts, once that is known.
+pub(super) fn shape(
+    task: &Task,
+    result: &TaskResult,
+    model: &ModelDescription,
+    text: Option<&TextShapes>,
+) -> Result<(), String> {
     let factor = model.latent_factor as usize;
     let sides = |a: &Array| a.chw().map_or((0, 0), |(_, h, w)| (h, w));
     let (array, expected) = match (task, result) {
@@ -16,13 +25,28 @@ pub(super) fn shape(task: &Task, result: &TaskResult, model: &ModelDescription) 
             let (h, w) = sides(latent);
             (image, vec![3, h * factor, w * factor])
         }
-        (Task::EncodeText { .. }, TaskResult::Text(text)) => (&text.states, text.states.shape().to_vec()),
+        (Task::EncodeText { .. }, TaskResult::Text(answer)) => return text_shape(answer, text),
         _ => return Err(format!("the answer to a {} task is of another kind", task.kind())),
     };
     if array.shape() != expected {
         return Err(format!("the answer has shape {:?}, not {expected:?}", array.shape()));
     }
     Ok(())
+}
+
+fn text_shape(answer: &TextEncoding, known: Option<&TextShapes>) -> Result<(), String> {
+    let (states, pooled) = (answer.states.shape(), answer.pooled.shape());
+    let fits = match known {
+        Some((known_states, known_pooled)) => states == known_states && pooled == known_pooled,
+        None => states.len() == 2 && pooled.len() == 1 && !states.contains(&0) && !pooled.contains(&0),
+    };
+    match (fits, known) {
+        (true, _) => Ok(()),
+        (false, Some(known)) => Err(format!("the text has shapes {states:?} and {pooled:?}, not {known:?}")),
+        (false, None) => {
+            Err(format!("the text has shapes {states:?} and {pooled:?}: two axes and one are needed"))
+        }
+    }
 }
 
 /// Whether every number of a result is finite. Reads all of it: done beside the owner, not in it.

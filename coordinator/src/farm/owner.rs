@@ -75,7 +75,7 @@ pub(super) enum Command {
     Join {
         hello: Box<Hello>,
         stream: ToWorker,
-        reply: oneshot::Sender<Connection>,
+        reply: oneshot::Sender<Result<Connection, String>>,
     },
     Report {
         from: Connection,
@@ -122,8 +122,6 @@ struct Owner {
     lanes: HashMap<JobId, Option<mpsc::UnboundedSender<String>>>,
     /// Examinations under way.
     exams: HashMap<LeaseId, WorkerId>,
-    /// Patches of founders that are not confirmed.
-    held: Vec<(WorkerId, LeaseId, TaskResult)>,
     shelf: Shelf,
     roster_is_old: bool,
 }
@@ -146,19 +144,29 @@ pub(super) async fn run(
         pending: HashMap::new(),
         lanes: HashMap::new(),
         exams: HashMap::new(),
-        held: Vec::new(),
         shelf,
         roster_is_old: false,
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last_tick = Instant::now();
     loop {
         tokio::select! {
             command = commands.recv() => match command {
                 Some(command) => owner.perform(command),
                 None => return,
             },
-            _ = tick.tick() => owner.expire(),
+            _ = tick.tick() => {
+                // What has arrived counts before the time does; and after a long sleep of this process the
+                // others had no chance to be heard of.
+                while let Ok(command) = commands.try_recv() {
+                    owner.perform(command);
+                }
+                if last_tick.elapsed() < 5 * TICK {
+                    owner.expire();
+                }
+                last_tick = Instant::now();
+            }
         }
         owner.examine();
         owner.assign();
@@ -216,8 +224,8 @@ impl Owner {
             Command::ChangeWorker { name, change, reply } => answer(reply, self.change_worker(&name, change)),
             Command::Submit(submission) => self.submit(*submission),
             Command::Join { hello, stream, reply } => {
-                let from = self.join(*hello, stream);
-                if reply.send(from).is_err() {
+                let joined = self.join(*hello, stream);
+                if let Err(Ok(from)) = reply.send(joined) {
                     self.leave(from, "it went away while joining");
                 }
             }
@@ -253,43 +261,49 @@ impl Owner {
         }
     }
 
-    fn join(&mut self, hello: Hello, stream: ToWorker) -> Connection {
+    fn join(&mut self, hello: Hello, stream: ToWorker) -> Result<Connection, String> {
         let now = self.now();
-        let (leases, known) = match hello.incarnation == Some(self.incarnation) {
-            true => (&hello.leases[..], self.members.of_instance(hello.instance)),
-            false => (&[][..], self.members.of_instance(hello.instance)),
-        };
+        self.members.check(&hello.model)?;
+        let is_ours = hello.incarnation == Some(self.incarnation);
+        let leases = if is_ours { &hello.leases[..] } else { &[] };
+        let known = self.members.of_instance(hello.instance);
         let (worker, standing) = match known {
             Some(worker) => (worker, self.table.reconnect(now, worker, leases)),
             None => {
                 let skills = self.members.skills(&hello.model);
-                let worker = self.table.join(now, skills, hello.slots);
-                self.admission.join(worker, skills);
-                (worker, Vec::new())
+                (self.table.join(now, skills, hello.slots), Vec::new())
             }
         };
-        // What an earlier connection was asked for its examination got lost with it.
-        self.exams.retain(|_, w| *w != worker);
         let from = self.members.connect(worker, hello, stream);
         let member = self.members.get(worker).expect("just connected");
+        if known.is_none() {
+            self.admission.join(worker, member.skills, member.model.clone());
+        }
         let welcome = Welcome { name: member.name.clone(), incarnation: self.incarnation, leases: standing };
-        tracing::info!(
-            worker = member.name,
-            device = member.device,
-            model = member.model.name,
-            "worker joined"
-        );
+        let (name, device, model) = (&member.name, &member.device, &member.model.name);
+        tracing::info!(worker = name, device, model, "worker connected");
         // The queue is new and empty.
         let _ = member.send(message(Message::Welcome(welcome_to_wire(&welcome))));
+        if member.wish == members::Wish::Drain {
+            // It may have been told on a connection that broke before it could hear.
+            let _ = member.send(message(Message::Drain(v1::Drain {})));
+        }
         self.reopen(worker);
-        from
+        Ok(from)
     }
 
-    /// Lets the table know whether a worker may get tasks.
+    /// Lets table and admission know whether a worker is wanted and here.
     fn reopen(&mut self, worker: WorkerId) {
+        let member = self.members.get(worker);
+        let is_wanted = member.is_some_and(|m| m.wish == members::Wish::Work);
+        let is_here = member.is_some_and(|m| m.connection(worker).is_some());
+        let is_able = is_wanted && is_here && !self.table.is_blocked(worker);
+        if !is_able {
+            self.exams.retain(|_, w| *w != worker);
+        }
+        self.admission.set_able(worker, is_able);
         let rating = self.admission.rating(worker);
-        let wanted = self.members.get(worker).is_some_and(|m| m.wish == members::Wish::Work);
-        self.table.set_open(worker, rating.open && wanted, rating.mixes);
+        self.table.set_open(worker, rating.open && is_wanted, rating.mixes);
         self.roster_is_old = true;
     }
 
@@ -302,9 +316,8 @@ impl Owner {
         let Some(member) = self.members.disconnect(from) else { return };
         let is_done = member.wish == members::Wish::Drain && self.table.is_idle(from.worker);
         tracing::info!(worker = member.name, reason, "worker disconnected");
-        self.exams.retain(|_, w| *w != from.worker);
         self.table.disconnect(from.worker);
-        self.roster_is_old = true;
+        self.reopen(from.worker);
         if is_done {
             self.remove(from.worker, "it drained and ended");
         }
@@ -315,7 +328,6 @@ impl Owner {
         let status = self.status(worker);
         self.table.leave(worker);
         self.admission.leave(worker);
-        self.held.retain(|(w, ..)| *w != worker);
         self.members.depart(worker, status, reason);
         self.reopen_all();
     }
@@ -329,27 +341,31 @@ impl Owner {
         for worker in &expired.hung {
             tracing::warn!(worker = name(worker), "a worker is stuck: its task goes to another");
         }
-        let dead = self.members.disconnected().into_iter();
-        let dead = dead.filter(|w| {
-            self.table.worker(self.now(), *w).is_none_or(|(_, silent, _)| silent >= super::table::LEASE.0)
-        });
-        let gone: Vec<WorkerId> = expired.gone.into_iter().chain(dead).collect();
-        gone.into_iter().for_each(|worker| self.remove(worker, "its connection broke"));
+        for worker in expired.gone {
+            self.remove(worker, "its connection broke");
+        }
+        for worker in expired.hung {
+            self.reopen(worker);
+        }
+        for worker in self.admission.overdue(self.now()) {
+            self.exams.retain(|_, w| *w != worker);
+            self.exam_failed(worker, "the device did not answer");
+        }
         self.roster_is_old = true;
     }
 
     /// Sends examinations to those that are due.
     fn examine(&mut self) {
+        let now = self.now();
         for worker in self.members.connected() {
-            let wanted = self.members.get(worker).is_some_and(|m| m.wish == members::Wish::Work);
-            if !wanted || self.exams.values().any(|w| *w == worker) {
-                continue;
+            let Some(question) = self.admission.ask(now, worker) else { continue };
+            if let (Some(conditioning), Task::PredictNoise(task)) = (&question.conditioning, &question.task) {
+                let mut shelf = self.shelf.lock().expect("no holder panics");
+                shelf.insert(task.conditioning, Arc::downgrade(conditioning));
             }
-            let Some(question) = self.admission.exam(worker) else { continue };
             let lease = LeaseId(self.table.number());
-            let task = gigasmith_proto::convert::task_to_wire(&Task::PredictNoise(question.task.clone()));
             self.exams.insert(lease, worker);
-            self.send_assignment(worker, lease, task);
+            self.send_assignment(worker, lease, gigasmith_proto::convert::task_to_wire(&question.task));
         }
     }
 

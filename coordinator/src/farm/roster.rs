@@ -11,7 +11,9 @@ pub struct Kind {
     pub model: Arc<ModelDescription>,
     /// How many are connected.
     pub workers: usize,
-    /// How many of them may get tasks.
+    /// How many of them may get tasks, now or once they are examined.
+    pub able: usize,
+    /// How many of them may get tasks now.
     pub open: usize,
     /// How many of them may also work on renders that allow any class.
     pub mixing: usize,

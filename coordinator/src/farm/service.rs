@@ -44,11 +44,21 @@ impl FarmRpc for Service {
         // Room for every slot's assignment, acknowledgement and withdrawal, an examination and a notice.
         let (stream, outbound) = mpsc::channel(4 * hello.slots as usize + 8);
         let (reply, joined) = oneshot::channel();
+        let (tell, told) = oneshot::channel();
         let join = Command::Join { hello: Box::new(hello), stream, reply };
         let closed = || Status::unavailable(TaskError::Closed.to_string());
         self.farm.commands.send(join).await.map_err(|_| closed())?;
-        let from = joined.await.map_err(|_| closed())?;
-        tokio::spawn(listen(inbound, from, self.farm.commands.clone()));
+        let commands = self.farm.commands.clone();
+        // On its own, so that a call that is given up here still ends in a Leave.
+        tokio::spawn(async move {
+            let Ok(answer) = joined.await else { return };
+            // Whether anybody still listens shows on the stream.
+            let _ = tell.send(answer.as_ref().map(|_| ()).map_err(Clone::clone));
+            if let Ok(from) = answer {
+                listen(inbound, from, commands).await;
+            }
+        });
+        told.await.map_err(|_| closed())?.map_err(Status::failed_precondition)?;
         Ok(Response::new(ReceiverStream::new(outbound)))
     }
 

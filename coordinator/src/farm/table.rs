@@ -41,8 +41,12 @@ pub use types::{
 
 /// How often a task may fail before it counts as failed.
 pub const MAX_ATTEMPTS: u32 = 3;
-/// How long a lease stands without a word from its worker.
+/// How long a worker whose connection broke may stay away before its leases end, and how long one may be
+/// silent and still get new ones.
 pub const LEASE: Millis = Millis(15_000);
+/// How long a connected worker may be silent before its leases end: a large result on a slow line is
+/// silence too. A connection that is dead breaks sooner.
+pub const SILENCE: Millis = Millis(60_000);
 /// Failures in a row after which a worker is blocked.
 pub const BLOCK_AFTER: u32 = 5;
 /// A lease that has stood for so many times the usual time (the worker's own, where that is longer), and
@@ -126,8 +130,8 @@ pub struct TaskTable {
     tasks: BTreeMap<TaskId, Entry>,
     leases: BTreeMap<LeaseId, Lease>,
     workers: BTreeMap<WorkerId, Worker>,
-    /// Moving average of the time from lease to result, by kind of task, in milliseconds.
-    usual: BTreeMap<&'static str, u64>,
+    /// Moving average of the time from lease to result, by kind of task and of worker, in milliseconds.
+    usual: BTreeMap<(&'static str, Skills), u64>,
     /// Leases that ended without their worker's doing, to be withdrawn from it.
     withdrawn: Vec<(WorkerId, LeaseId)>,
     next: u64,
@@ -262,30 +266,35 @@ impl TaskTable {
         }
     }
 
-    /// Ends the leases of workers that have been silent too long, and leases that have stood for so long
-    /// that the device must hang, which counts as a failure.
+    /// Ends the leases of connected workers that have been silent too long, and leases that have stood for
+    /// so long that the device must hang, which counts as a failure. Workers that have been away too long
+    /// are named: the caller removes them.
     pub fn expire(&mut self, now: Millis) -> Expired {
         let hung = self.expire_hung(now);
-        let silent = |w: &Worker| w.heard.after(LEASE) <= now && !(w.connected && w.leases.is_empty());
-        let silent: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, w)| silent(w)).map(|(&id, _)| id).collect();
-        let (silent, gone): (Vec<_>, Vec<_>) = silent.into_iter().partition(|id| self.workers[id].connected);
+        let of = |is: &dyn Fn(&Worker) -> bool| -> Vec<WorkerId> {
+            self.workers.iter().filter(|(_, w)| is(w)).map(|(&id, _)| id).collect()
+        };
+        let silent = of(&|w| w.connected && w.heard.after(SILENCE) <= now && !w.leases.is_empty());
+        let gone = of(&|w| !w.connected && w.heard.after(LEASE) <= now);
         for id in &silent {
             let leases = std::mem::take(&mut self.workers.get_mut(id).expect("just seen").leases);
             self.withdrawn.extend(leases.iter().map(|&lease| (*id, lease)));
             leases.into_iter().for_each(|lease| self.end_lease(lease));
         }
-        gone.iter().for_each(|&id| self.leave(id));
         Expired { silent, gone, hung }
     }
 
     fn expire_hung(&mut self, now: Millis) -> Vec<WorkerId> {
-        let limit = |l: &Lease| {
-            let pace = self.workers.get(&l.worker).and_then(|w| w.pace);
-            let usual = self.usual.get(self.tasks[&l.task].kind).copied().max(pace);
+        let limit = |l: &Lease, worker: &Worker| {
+            let usual = self.usual.get(&(self.tasks[&l.task].kind, worker.skills)).copied();
+            let usual = usual.max(worker.pace);
             usual.map_or(HUNG_FIRST, |usual| Millis((HUNG_FACTOR * usual).max(HUNG_LEAST.0)))
         };
-        let late = |l: &Lease| l.since.after(limit(l)) <= now;
+        // A worker that hands results in does not hang, however long its queue is.
+        let late = |l: &Lease| {
+            let worker = &self.workers[&l.worker];
+            l.since.max(worker.last_result).after(limit(l, worker)) <= now
+        };
         let hung: Vec<(LeaseId, Lease)> =
             self.leases.iter().filter(|(_, l)| late(l)).map(|(&id, &l)| (id, l)).collect();
         for &(id, lease) in &hung {
@@ -349,13 +358,13 @@ impl TaskTable {
         let gain = |(holder, place, id): (&Worker, u64, LeaseId)| {
             let entry = &self.tasks[&self.leases[&id].task];
             let job = &self.jobs[&entry.job];
-            let usual = self.usual.get(entry.kind).copied().unwrap_or(1);
-            let there = place * holder.pace.unwrap_or(usual);
+            let usual = |w: &Worker| self.usual.get(&(entry.kind, w.skills)).copied().unwrap_or(1);
+            let there = place * holder.pace.unwrap_or_else(|| usual(holder));
             let sooner = |w: &&WorkerId| {
                 let worker = &self.workers[w];
                 worker.is_fit(job.options.requirement)
                     && !entry.failed_on.contains(w)
-                    && worker.pace.unwrap_or(usual) < there
+                    && worker.pace.unwrap_or_else(|| usual(worker)) < there
             };
             let usable = !job.paused && entry.leases.len() == 1;
             let best = idle.iter().filter(|w| usable && sooner(w)).min_by_key(|w| self.workers[w].pace)?;
@@ -378,12 +387,12 @@ impl TaskTable {
             }
             for &(_, task) in &job.waiting {
                 let entry = &self.tasks[&task];
-                let usual = self.usual.get(entry.kind).copied().unwrap_or(1);
+                let usual = |w: &Worker| self.usual.get(&(entry.kind, w.skills)).copied().unwrap_or(1);
                 let may = |id: &WorkerId, w: &Worker| {
                     w.is_fit(job.options.requirement) && self.may_try(now, entry, job, *id)
                 };
                 let best = free.iter().filter(|(id, w)| may(id, w));
-                if let Some((worker, _)) = best.min_by_key(|(id, w)| (w.expected(usual), *id)) {
+                if let Some((worker, _)) = best.min_by_key(|(id, w)| (w.expected(usual(w)), *id)) {
                     return Some((*worker, task));
                 }
                 // Only a task that failed somewhere can be refused by every fit worker with room.
@@ -411,7 +420,8 @@ impl TaskTable {
             idle.iter().filter(|_| usable).find(may).copied()
         };
         let is_late = |l: &&Lease| {
-            let usual = self.usual.get(self.tasks[&l.task].kind);
+            let holder = &self.workers[&l.worker];
+            let usual = self.usual.get(&(self.tasks[&l.task].kind, holder.skills));
             usual.is_some_and(|usual| l.since.0 + 2 * usual < now.0)
         };
         let mut late: Vec<&Lease> = self.leases.values().filter(is_late).collect();
@@ -439,8 +449,8 @@ impl TaskTable {
         let Some(task) = self.leased(worker, lease) else { return Verdict::Stale };
         let since = self.leases[&lease].since;
         let smooth = |old: Option<u64>, new: u64| old.map_or(new, |old| (old * 7 + new) / 8);
-        let kind = self.tasks[&task].kind;
-        self.usual.insert(kind, smooth(self.usual.get(kind).copied(), now.since(since)));
+        let kind = (self.tasks[&task].kind, self.workers[&worker].skills);
+        self.usual.insert(kind, smooth(self.usual.get(&kind).copied(), now.since(since)));
         self.end_lease(lease);
         self.end_task(task);
         if let Some(worker) = self.workers.get_mut(&worker) {

@@ -381,8 +381,11 @@ impl Jobs {
             let Some(model) = model_of(&roster, &spec) else { continue };
             let named = id.clone();
             self.update(&id, move |entry| {
-                entry.state = RenderState::Running;
-                entry.runner = Some(tokio::spawn(run::run(jobs, named, spec, model)));
+                // A person may have paused or cancelled it a moment ago.
+                if entry.state == RenderState::Queued {
+                    entry.state = RenderState::Running;
+                    entry.runner = Some(tokio::spawn(run::run(jobs, named, spec, model)));
+                }
             });
         }
     }
@@ -408,7 +411,7 @@ fn is_name(id: &str) -> bool {
 /// The model that a request gets: of the kinds it wants the one with the most workers.
 fn choose_model(roster: &Roster, request: &RenderRequest) -> Option<Arc<ModelDescription>> {
     let wanted = roster.kinds.iter().rev().filter(|k| request.wants(&k.model));
-    wanted.max_by_key(|k| (k.open, k.workers)).map(|k| k.model.clone())
+    wanted.max_by_key(|k| (k.able, k.workers)).map(|k| k.model.clone())
 }
 
 /// The model a spec was settled on, if a worker that holds it is connected.

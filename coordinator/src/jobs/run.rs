@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use gigasmith_proto::domain::{Array, ModelDescription, RenderState};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::Jobs;
 use crate::farm::{Lane, LaneOptions, TaskError};
@@ -22,11 +23,16 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Runs a render and stores how it ended.
 pub(super) async fn run(jobs: Jobs, id: String, spec: RenderSpec, model: Arc<ModelDescription>) {
     tracing::info!(id, "a render starts");
-    let (state, reason) = match attempt(&jobs, &id, &spec, model).await {
-        Ok(()) => (RenderState::Done, String::new()),
+    // In a set of its own: a panic is a failure of this render alone, and ending us ends it.
+    let mut attempts = JoinSet::new();
+    let (handle, named) = (jobs.clone(), id.clone());
+    attempts.spawn(async move { attempt(&handle, &named, &spec, model).await });
+    let (state, reason) = match attempts.join_next().await.expect("one was spawned") {
+        Ok(Ok(())) => (RenderState::Done, String::new()),
         // The farm ends with the process: the render is taken up again at the next start.
-        Err(Ended::Closed) => return,
-        Err(Ended::Failed(reason)) => (RenderState::Failed, reason),
+        Ok(Err(Ended::Closed)) => return,
+        Ok(Err(Ended::Failed(reason))) => (RenderState::Failed, reason),
+        Err(error) => (RenderState::Failed, format!("a bug in gigasmith, please report it: {error}")),
     };
     tracing::info!(id, %state, reason, "a render ends");
     jobs.update(&id, |entry| {
@@ -64,6 +70,7 @@ async fn attempt(
     let inputs =
         patiently(id, || jobs.0.store.inputs(&record)).await.map_err(|e| Ended::Failed(e.to_string()))?;
     let inputs = render_inputs(&record, inputs, &model).map_err(Ended::Failed)?;
+    let patch_side = model.patch_side as usize;
     let (on_failure, failures) = mpsc::unbounded_channel();
     let priority = jobs.entries().get(id).map_or(0, |e| e.priority);
     let options = LaneOptions { model: model.clone(), mix: spec.mix, priority, on_failure: Some(on_failure) };
@@ -77,13 +84,14 @@ async fn attempt(
         lane.pause(true).await;
     }
     let pauses = tokio::spawn(note_failures(jobs.clone(), id.to_owned(), failures));
-    let mut progress =
-        JobProgress { jobs, id, per_stage: stage_patches(spec, &model, inputs.picture.is_some()) };
+    let (counted, has_picture) = (spec.clone(), inputs.picture.is_some());
+    let per_stage = tokio::task::spawn_blocking(move || stage_patches(&counted, &model, has_picture)).await;
+    let mut progress = JobProgress { jobs, id, per_stage: per_stage.unwrap_or_default() };
     let archive = Archive { store: &jobs.0.store, id, spec };
     let rendered = render_with(lane, spec, inputs, &archive, &mut progress).await;
     pauses.abort();
     progress.phase("storing the picture");
-    store_result(jobs, id, spec, &model, rendered?).await
+    store_result(jobs, id, spec, patch_side, rendered?).await
 }
 
 /// A request's inputs as a render takes them.
@@ -113,10 +121,10 @@ async fn store_result(
     jobs: &Jobs,
     id: &str,
     spec: &RenderSpec,
-    model: &ModelDescription,
+    side: usize,
     rendered: Rendered,
 ) -> Result<(), Ended> {
-    let (spec, side) = (spec.clone(), model.patch_side as usize);
+    let spec = spec.clone();
     let encode = move || {
         let mut png = Vec::new();
         encode_png(&mut png, &rendered.picture, &Settings::new(spec))

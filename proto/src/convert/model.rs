@@ -7,8 +7,6 @@ use crate::domain::{
 };
 use crate::v1;
 
-/// The largest count that any description can mean.
-const MAX_COUNT: u32 = 1 << 26;
 /// More training timesteps than any model has; steps are counted in 16 bits.
 const MAX_TIMESTEPS: u32 = 65_535;
 
@@ -92,15 +90,15 @@ pub fn model_from_wire(model: v1::Model) -> Result<ModelDescription, WireError> 
     let fingerprints = model.fingerprints.iter().map(fingerprint_from_wire).collect::<Result<_, _>>()?;
     let preset = required(model.preset, "model.preset")?;
     let native_sizes: Vec<_> = model.native_sizes.iter().map(|s| (s.width, s.height)).collect();
-    for (field, value) in [
-        ("model.patch_side", model.patch_side),
-        ("model.latent_channels", model.latent_channels),
-        ("model.latent_factor", model.latent_factor),
-        ("model.vae_tile", model.vae_tile),
-        ("model.native_sizes", native_sizes.len() as u32),
+    for (field, value, most, expected) in [
+        ("model.patch_side", model.patch_side, 4096, "1 to 4096"),
+        ("model.latent_channels", model.latent_channels, 64, "1 to 64"),
+        ("model.latent_factor", model.latent_factor, 64, "1 to 64"),
+        ("model.vae_tile", model.vae_tile, 1 << 16, "1 to 65536"),
+        ("model.native_sizes", native_sizes.len() as u32, 1024, "1 to 1024 sizes"),
     ] {
-        if !(1..=MAX_COUNT).contains(&value) {
-            return Err(WireError::invalid(field, value, "1 to 2^26"));
+        if !(1..=most).contains(&value) {
+            return Err(WireError::invalid(field, value, expected));
         }
     }
     if model.vae_tile < model.latent_factor {

@@ -15,7 +15,7 @@ use gigasmith_worker::backend::Backend;
 use gigasmith_worker::connect::{ConnectArgs, Token};
 use gigasmith_worker::device::DeviceThread;
 use gigasmith_worker::lifecycle::Ask;
-use gigasmith_worker::session::{self, SessionError, SessionOptions};
+use gigasmith_worker::session::{self, Ended, SessionError, SessionOptions};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -152,14 +152,15 @@ fn connect(address: SocketAddr) -> ConnectArgs {
 
 pub(crate) struct Worker {
     asks: mpsc::UnboundedSender<Ask>,
-    pub(crate) session: JoinHandle<Result<(), SessionError>>,
+    pub(crate) session: JoinHandle<Result<Ended, SessionError>>,
 }
 
 impl Worker {
     pub(crate) async fn drain(self) {
         self.asks.send(Ask::Drain).expect("it runs");
         let ended = timeout(PATIENCE, self.session).await.expect("it drains");
-        ended.expect("it does not panic").expect("it ends well");
+        let ended = ended.expect("it does not panic").expect("it ends well");
+        assert_eq!(ended, Ended::Drained);
     }
 }
 

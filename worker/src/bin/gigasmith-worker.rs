@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use gigasmith_worker::cli::{self, WorkerArgs};
+use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings;
 
 /// Computes patches for a gigasmith coordinator.
@@ -20,7 +21,7 @@ struct Cli {
 
 const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ and its name in capitals) or \
 from a TOML file.\n\nSIGTERM and Ctrl-C drain: the worker finishes what it has, then ends. Exit codes: 0 drained, \
-2 wrong arguments, 3 the model cannot be used or the coordinator refuses.";
+2 wrong arguments, 3 the model cannot be used or the coordinator refuses, 130 interrupted.";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -42,7 +43,9 @@ async fn main() -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     match cli::run(cli.worker, asks).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        // The device may be in the middle of a long computation that nobody waits for any more.
+        Ok(Ended::Interrupted) => std::process::exit(130),
         Err(error) => fail(&error, 3),
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Member {
     /// The last refusal it was told of.
     pub(super) told: Option<String>,
     instance: Identifier,
-    skills: Skills,
+    pub(super) skills: Skills,
     stream: Option<(u64, ToWorker)>,
 }
 
@@ -78,6 +78,24 @@ impl Members {
         Skills {
             model: ModelKey(number(&mut self.models, &model.fingerprints)),
             class: ClassKey(number(&mut self.classes, &model.numeric_class)),
+        }
+    }
+
+    /// Whether a model is described as others with the same weights describe it: all that decides shapes
+    /// and arithmetic on our side.
+    pub(super) fn check(&self, model: &ModelDescription) -> Result<(), String> {
+        let facts = |m: &ModelDescription| {
+            let sizes = [m.patch_side, m.latent_channels, m.latent_factor, m.vae_tile];
+            (sizes, m.scaling_factor.to_bits(), m.schedule, m.force_zeros_for_empty_prompt)
+        };
+        let same_weights = |m: &&Member| m.model.fingerprints == model.fingerprints;
+        match self.members.values().find(same_weights).filter(|m| facts(&m.model) != facts(model)) {
+            None => Ok(()),
+            Some(other) => Err(format!(
+                "its model `{}` has the weights of {}'s, but other sizes or another schedule: use the same \
+                 files and the same release on both",
+                model.name, other.name
+            )),
         }
     }
 
@@ -164,10 +182,6 @@ impl Members {
         self.members.iter().filter(|(_, m)| m.stream.is_some()).map(|(&id, _)| id).collect()
     }
 
-    pub(super) fn disconnected(&self) -> Vec<WorkerId> {
-        self.members.iter().filter(|(_, m)| m.stream.is_none()).map(|(&id, _)| id).collect()
-    }
-
     pub(super) fn named(&self, name: &str) -> Option<WorkerId> {
         self.members.iter().find(|(_, m)| m.name == name).map(|(&id, _)| id)
     }
@@ -190,17 +204,20 @@ impl Members {
         let mut kinds: Vec<(Skills, Kind)> = Vec::new();
         for (&id, member) in self.members.iter().filter(|(_, m)| m.stream.is_some()) {
             let at = kinds.iter().position(|(skills, _)| *skills == member.skills).unwrap_or_else(|| {
-                let (workers, open, mixing, slots) = (0, 0, 0, 0);
-                kinds.push((
-                    member.skills,
-                    Kind { model: member.model.clone(), workers, open, mixing, slots },
-                ));
+                let model = member.model.clone();
+                kinds
+                    .push((member.skills, Kind { model, workers: 0, able: 0, open: 0, mixing: 0, slots: 0 }));
                 kinds.len() - 1
             });
             let rating = admission.rating(id);
             let kind = &mut kinds[at].1;
             kind.workers += 1;
-            if rating.open && member.wish == Wish::Work && !table.is_blocked(id) {
+            let is_refused = admission.objection(id).is_some_and(|(refused, _)| refused);
+            if is_refused || member.wish != Wish::Work || table.is_blocked(id) {
+                continue;
+            }
+            kind.able += 1;
+            if rating.open {
                 kind.open += 1;
                 kind.mixing += usize::from(rating.mixes);
                 kind.slots += member.slots as usize;

@@ -1,13 +1,10 @@
 //! What comes back from workers, and what people see and change of them.
 
-use std::sync::Arc;
-
 use gigasmith_proto::convert::{Outcome, TaskFailure};
-use gigasmith_proto::domain::{Component, Task, TaskResult, WorkerChange, WorkerState, WorkerStatus};
+use gigasmith_proto::domain::{Component, TaskResult, WorkerChange, WorkerState, WorkerStatus};
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::coordinator_message::Message;
 
-use super::super::admission::Question;
 use super::super::table::{LEASE, LeaseId, Verdict, WorkerId};
 use super::super::{TaskError, WorkerError, check};
 use super::Owner;
@@ -27,68 +24,51 @@ impl Owner {
             return;
         };
         let task = &self.pending[&id].task;
-        let checked = outcome.and_then(|result| match check::shape(task, &result, &model) {
+        let text = self.members.get(worker).and_then(|m| self.admission.text_shapes(m.skills.model));
+        let checked = outcome.and_then(|result| match check::shape(task, &result, &model, text.as_ref()) {
             Ok(()) => Ok(result),
             Err(message) => Err(TaskFailure { message, permanent: false }),
         });
         match checked {
-            Ok(TaskResult::Noise(noise)) if self.admission.is_unconfirmed(worker) => {
-                self.found(worker, lease, noise);
-            }
             Ok(result) => self.succeeded(worker, lease, result),
             Err(failure) => self.failed(worker, lease, failure),
         }
     }
 
-    /// Holds a founder's patch until its first one is confirmed.
-    fn found(&mut self, worker: WorkerId, lease: LeaseId, noise: gigasmith_proto::domain::Array) {
-        let id = self.table.leased(worker, lease).expect("the caller looked");
-        let Task::PredictNoise(task) = &self.pending[&id].task else { unreachable!("noise answers a patch") };
-        let shelf = self.shelf.lock().expect("no holder panics");
-        let conditioning = shelf.get(&task.conditioning).and_then(std::sync::Weak::upgrade);
-        drop(shelf);
-        if let Some(conditioning) = conditioning {
-            let question = Question { task: task.clone(), conditioning };
-            self.admission.founding_patch(worker, question, Arc::new(noise.clone()));
+    /// Takes in the answer to a question of an examination.
+    fn examined(&mut self, worker: WorkerId, outcome: Outcome) {
+        let (Some(question), Some(member)) = (self.admission.asked(worker), self.members.get(worker)) else {
+            return;
+        };
+        let text = self.admission.text_shapes(member.skills.model);
+        let checked = outcome.map_err(|failure| failure.message).and_then(|result| {
+            check::shape(&question.task, &result, &member.model, text.as_ref()).map(|()| result)
+        });
+        match checked {
+            Ok(result) => {
+                self.admission.answered(self.now(), worker, result);
+                self.after_exam(worker);
+            }
+            Err(message) => self.exam_failed(worker, &message),
         }
-        self.held.push((worker, lease, TaskResult::Noise(noise)));
+    }
+
+    pub(super) fn exam_failed(&mut self, worker: WorkerId, message: &str) {
+        tracing::warn!(worker = self.name(worker), message, "an examination broke off");
+        self.admission.failed(worker, message);
+        self.after_exam(worker);
+    }
+
+    fn after_exam(&mut self, worker: WorkerId) {
+        if let Some((true, reason)) = self.admission.objection(worker) {
+            tracing::error!(worker = self.name(worker), reason, "a worker is refused");
+            self.tell(worker, format!("refused: {reason}"));
+        }
         self.reopen(worker);
     }
 
-    fn examined(&mut self, worker: WorkerId, outcome: Outcome) {
-        match outcome {
-            Ok(TaskResult::Noise(answer)) => self.admission.answered(worker, Arc::new(answer)),
-            Ok(_) => self.admission.exam_failed(worker, "its answer is of another kind"),
-            Err(failure) => self.admission.exam_failed(worker, &failure.message),
-        }
-        if !self.admission.is_unconfirmed(worker) {
-            self.release_held(worker);
-        }
-        if let Some((true, reason)) = self.admission.objection(worker) {
-            let name = self.members.get(worker).map_or("", |m| m.name.as_str());
-            tracing::error!(worker = name, reason, "a worker is refused");
-            self.tell(worker, format!("refused: {reason}"));
-        }
-        self.reopen_all();
-    }
-
-    /// A founder is confirmed, or refused: its patches count, or go to others.
-    fn release_held(&mut self, worker: WorkerId) {
-        let held = std::mem::take(&mut self.held);
-        let (mine, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|(w, ..)| *w == worker);
-        self.held = others;
-        let is_refused = self.admission.objection(worker).is_some();
-        for (_, lease, result) in mine {
-            if self.table.leased(worker, lease).is_none() {
-                continue;
-            }
-            if is_refused {
-                let message = "the worker contradicted itself".to_owned();
-                self.failed(worker, lease, TaskFailure { message, permanent: false });
-            } else {
-                self.succeeded(worker, lease, result);
-            }
-        }
+    fn name(&self, worker: WorkerId) -> &str {
+        self.members.get(worker).map_or("", |m| m.name.as_str())
     }
 
     fn succeeded(&mut self, worker: WorkerId, lease: LeaseId, result: TaskResult) {
@@ -115,7 +95,7 @@ impl Owner {
         if self.table.is_blocked(worker) {
             tracing::error!(worker = name, "a worker fails again and again: it gets no more tasks");
             self.tell(worker, format!("blocked after several failures in a row, the last: {message}"));
-            self.roster_is_old = true;
+            self.reopen(worker);
         }
         match verdict {
             Verdict::Failed(id, attempts) => {
@@ -162,7 +142,8 @@ impl Owner {
         self.members.set_disabled(name, change == WorkerChange::Disable);
         let member = self.members.get_mut(worker).expect("found by its name");
         match change {
-            WorkerChange::Enable if member.wish == Wish::Drain => {}
+            // A worker that drains has been told, and ends: nothing brings it back.
+            WorkerChange::Enable | WorkerChange::Disable if member.wish == Wish::Drain => {}
             WorkerChange::Enable => {
                 (member.wish, member.told) = (Wish::Work, None);
                 self.table.forgive(worker);

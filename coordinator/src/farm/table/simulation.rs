@@ -160,10 +160,11 @@ impl World {
     }
 
     fn pass_time(&mut self) {
-        self.now = Millis(self.now.0 + self.draws.below(LEASE.0));
+        self.now = Millis(self.now.0 + self.draws.below(SILENCE.0 / 2));
         let expired = self.table.expire(self.now);
         for worker in expired.gone {
             assert!(self.away.contains(&worker), "only those whose connection is broken are removed");
+            self.table.leave(worker);
             self.away.retain(|w| *w != worker);
             self.gone.push(worker);
         }

@@ -140,8 +140,9 @@ impl World {
                 self.workers.push(worker);
             }
             3 => {
-                self.now = Millis(self.now.0 + self.below(LEASE.0 as usize) as u64);
+                self.now = Millis(self.now.0 + self.below(SILENCE.0 as usize / 2) as u64);
                 let gone = self.table.expire(self.now).gone;
+                gone.iter().for_each(|&w| self.table.leave(w));
                 self.away.retain(|w| !gone.contains(w));
                 for i in 0..self.workers.len() {
                     if self.below(3) > 0 {

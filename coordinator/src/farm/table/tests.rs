@@ -172,13 +172,14 @@ fn silence_frees_and_a_word_keeps() {
     let Bench { table, .. } = &mut bench;
     let (_, lease, _) = table.assign(NOW).unwrap();
     table.hear(Millis(10_000), worker);
-    assert_eq!(table.expire(Millis(20_000)), Expired::default());
-    assert_eq!(table.expire(Millis(25_000)).silent, [worker]);
-    assert_eq!(table.assign(Millis(25_000)), None, "a silent worker gets nothing");
-    assert_eq!(table.succeed(Millis(26_000), worker, lease), Verdict::Stale, "its lease has ended");
-    assert_eq!(table.assign(Millis(26_000)).unwrap().2, task, "it was heard of: it gets work again");
+    let late = Millis(10_000 + SILENCE.0);
+    assert_eq!(table.expire(Millis(late.0 - 1)), Expired::default());
+    assert_eq!(table.expire(late).silent, [worker]);
+    assert_eq!(table.assign(late), None, "a silent worker gets nothing");
+    assert_eq!(table.succeed(late, worker, lease), Verdict::Stale, "its lease has ended");
+    assert_eq!(table.assign(late).unwrap().2, task, "it was heard of: it gets work again");
     table.disconnect(worker);
-    assert_eq!(table.expire(Millis(50_000)).gone, [worker], "one that does not return is removed");
+    assert_eq!(table.expire(Millis(late.0 + LEASE.0)).gone, [worker], "one that does not return");
 }
 
 #[test]
@@ -194,7 +195,10 @@ fn a_device_that_hangs_loses_its_task_though_its_worker_is_heard_of() {
     let (_, lease, _) = table.assign(Millis(100)).unwrap();
     let later = Millis(100 + HUNG_LEAST.0);
     table.hear(later, worker);
+    let other = Skills { model: ModelKey(7), class: ClassKey(0) };
+    let quick = table.join(later, other, 1);
     assert_eq!(table.expire(Millis(later.0 - 1)), Expired::default());
+    table.leave(quick);
     assert_eq!(table.expire(later).hung, [worker]);
     assert_eq!(table.take_withdrawn(), [(worker, lease)]);
     assert_eq!(table.assign(later).unwrap().2, stuck, "there is no other worker: it may try again");

@@ -9,7 +9,7 @@ impl Millis {
         Self(self.0 + length.0)
     }
 
-    pub(super) fn since(self, earlier: Self) -> u64 {
+    pub(in crate::farm) fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 }
@@ -48,7 +48,7 @@ pub struct ModelKey(pub u32);
 pub struct ClassKey(pub u32);
 
 /// What a worker can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Skills {
     /// Its weights.
     pub model: ModelKey,
@@ -97,7 +97,7 @@ pub enum Verdict {
 pub struct Expired {
     /// Connected, but silent: they get work again once they are heard of.
     pub silent: Vec<WorkerId>,
-    /// Not connected for so long that they are removed.
+    /// Not connected for so long that they are to be removed.
     pub gone: Vec<WorkerId>,
     /// Heard of, but stuck in a task.
     pub hung: Vec<WorkerId>,
