@@ -22,7 +22,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     let Err(failure) = cli::run(cli).await else { return ExitCode::SUCCESS };
     let code = fail(&failure);
-    if matches!(failure, Failure::Interrupted | Failure::Stopped) {
+    if matches!(failure, Failure::Interrupted | Failure::Stopped | Failure::Unwatched(_)) {
         // The device may be in the middle of a long computation that nobody waits for any more.
         std::process::exit(failure.exit_code().into());
     }
@@ -30,7 +30,9 @@ async fn main() -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    // Nobody reads a closed standard error.
-    let _ = writeln!(std::io::stderr(), "gigasmith: {failure}");
+    if !matches!(failure, Failure::Unread) {
+        // Nobody reads a closed standard error.
+        let _ = writeln!(std::io::stderr(), "gigasmith: {failure}");
+    }
     ExitCode::from(failure.exit_code())
 }

@@ -201,8 +201,7 @@ async fn stage(cores: usize, all: usize, size: u32, steps: u32) -> anyhow::Resul
     let coordinator = format!("http://{}", listener.local_addr()?);
     let farm = Farm::start(FarmOptions { examines: false });
     let routes = Routes::new(service::server(farm.clone()));
-    let server =
-        tokio::spawn(net::serve(routes, doorman::incoming(listener, 64), None, std::future::pending()));
+    let server = tokio::spawn(net::serve(net::server(None)?, routes, doorman::incoming(listener, 64)));
     let workers = Command::new(std::env::current_exe()?).env(WORKERS_FOR, coordinator).spawn()?;
     let others = if cores < all { cores..all } else { 0..all };
     pin(&workers.id().to_string(), others.clone());

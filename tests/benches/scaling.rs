@@ -188,7 +188,7 @@ async fn run(case: &Case) -> anyhow::Result<Duration> {
     let farm = Farm::start(FarmOptions { examines: false });
     let routes = Routes::new(service::server(farm.clone()));
     let incoming = doorman::incoming(listener, 4096);
-    let server = tokio::spawn(net::serve(routes, incoming, None, std::future::pending()));
+    let server = tokio::spawn(net::serve(net::server(None)?, routes, incoming));
     let mut workers = Vec::new();
     for (i, speed) in case.speeds.iter().enumerate() {
         let options = SyntheticOptions { latency: case.latency / *speed, ..SyntheticOptions::default() };

@@ -436,6 +436,18 @@ async fn a_flood_of_connections_is_turned_away_and_those_inside_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_lose_their_places() {
+    let coordinator = Coordinator::with_places(4).await;
+    let mut silent = TcpStream::connect(coordinator.address).await.unwrap();
+    let mut bytes = Vec::new();
+    let ended =
+        timeout(Duration::from_secs(30), tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut bytes));
+    // However it is told, it is told.
+    let _ = ended.await.expect("it is closed");
+    coordinator.channel().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn classes_mix_only_where_a_render_allows_it_and_their_results_lie_close() {
     let class = |dtype: Dtype, error: f32| {
         let mut fake = Fake::new();

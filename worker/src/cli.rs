@@ -83,6 +83,18 @@ pub enum WorkerFailure {
     Session(#[from] SessionError),
 }
 
+impl WorkerFailure {
+    /// The process's exit code: the same as `gigasmith`'s.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Load(_) | Self::Start(_) => 3,
+            Self::Connect(ConnectError::Address(_) | ConnectError::HalfIdentity) => 2,
+            Self::Connect(ConnectError::File { .. }) => 4,
+            Self::Connect(ConnectError::Unreachable { .. }) | Self::Session(_) => 7,
+        }
+    }
+}
+
 /// Loads a model and starts the thread that owns it. Minutes, where there is something to download.
 pub async fn start_device(source: ModelSource, args: &DeviceArgs) -> Result<DeviceThread, WorkerFailure> {
     let options =

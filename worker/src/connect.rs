@@ -53,6 +53,9 @@ pub enum ConnectError {
         /// Why not.
         reason: String,
     },
+    /// A certificate without its key, or the reverse.
+    #[error("--tls-cert and --tls-key belong together: give both")]
+    HalfIdentity,
     /// Nobody answers, or not in our language.
     #[error("cannot reach the coordinator at {address}: {reason}")]
     Unreachable {
@@ -127,13 +130,17 @@ impl ConnectArgs {
                 if let Some(path) = &self.tls_ca {
                     tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?));
                 }
-                if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
-                    tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+                match (&self.tls_cert, &self.tls_key) {
+                    (None, None) => {}
+                    (Some(cert), Some(key)) => {
+                        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+                    }
+                    // Also from a settings file.
+                    _ => return Err(ConnectError::HalfIdentity),
                 }
-                endpoint.tls_config(tls).map_err(|e| ConnectError::File {
-                    path: "the TLS files".into(),
-                    reason: chain(&e, &e.to_string()),
-                })
+                endpoint
+                    .tls_config(tls)
+                    .map_err(|e| ConnectError::File { path: "the TLS files".into(), reason: explain(&e) })
             }
             _ => Err(address()),
         }
@@ -146,7 +153,7 @@ impl ConnectArgs {
 
     /// Connects now.
     pub async fn connect(&self) -> Result<Channel, ConnectError> {
-        self.endpoint()?.connect().await.map_err(|e| self.unreachable(&chain(&e, &e.to_string())))
+        self.endpoint()?.connect().await.map_err(|e| self.unreachable(&explain(&e)))
     }
 
     /// What to say when the coordinator cannot be reached.
@@ -161,9 +168,14 @@ pub fn hint(address: &str, reason: &str) -> &'static str {
     let is_plain = address.starts_with("http://");
     match () {
         () if reason.contains("refused") => "; is `gigasmith serve` running there?",
-        () if is_plain && reason.contains("http2 error") => "; if it speaks TLS, use https:// and --tls-ca",
+        () if is_plain && (reason.contains("http2 error") || reason.contains("canceled")) => {
+            "; if it speaks TLS, use https:// and --tls-ca"
+        }
         () if reason.contains("UnknownIssuer") => "; pass its authority with --tls-ca",
-        () if reason.contains("CertificateRequired") => "; it wants a certificate: --tls-cert and --tls-key",
+        () if reason.contains("InvalidContentType") => "; it seems to speak no TLS: use http://",
+        () if reason.contains("CertificateRequired") || reason.contains("canceled") => {
+            "; it wants a certificate: --tls-cert and --tls-key"
+        }
         () if reason.contains("NotValidForName") => {
             "; its certificate is for other names: issue one with `gigasmith certs issue --host`"
         }
@@ -176,7 +188,12 @@ pub fn describe(status: &Status) -> String {
     chain(status, status.message())
 }
 
-/// An error and its causes in one line, without what says nothing.
+/// An error and its causes in one line.
+pub fn explain(error: &dyn std::error::Error) -> String {
+    chain(error, &error.to_string())
+}
+
+/// The same with another first part, without what says nothing.
 fn chain(error: &dyn std::error::Error, text: &str) -> String {
     let mut parts = vec![text.to_owned()];
     let mut source = error.source();

@@ -16,7 +16,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::Command;
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Command};
 use toml::{Table, Value};
 
 /// The file that is read when none is named.
@@ -33,9 +34,27 @@ pub struct SettingsError {
     reason: String,
 }
 
+/// What the environment and the file must leave alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Precedence {
+    /// When one of these flags is typed,
+    pub typed: &'static [&'static str],
+    /// these come from the command line alone: a typed `--scale` means that no `width` counts.
+    pub alone: &'static [&'static str],
+}
+
+/// How a program reads its settings.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rules {
+    /// Which flags exclude settings.
+    pub precedence: &'static [Precedence],
+    /// For a program without subcommands: the table that is its own.
+    pub own_table: Option<&'static str>,
+}
+
 /// Finds the settings file that the arguments or the environment name, or the one in the working folder,
 /// and gives `command` the settings of it and of the environment as its defaults.
-pub fn apply(command: Command, args: &[OsString]) -> Result<Command, SettingsError> {
+pub fn apply(command: Command, args: &[OsString], rules: &Rules) -> Result<Command, SettingsError> {
     let named = named(args).or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));
     let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
     let fail = |reason: String| SettingsError { path: path.clone(), reason };
@@ -44,8 +63,36 @@ pub fn apply(command: Command, args: &[OsString]) -> Result<Command, SettingsErr
         Err(_) if named.is_none() && !path.exists() => Table::new(),
         Err(error) => return Err(fail(error.to_string())),
     };
+    let table = match rules.own_table {
+        None => table,
+        Some(own) => own_settings(&command, table, own),
+    };
     check(&command, &table).map_err(fail)?;
-    with_defaults(command, &table, &[]).map_err(|reason| SettingsError { path, reason })
+    let is_typed = |flag: &str| {
+        let flag = format!("--{flag}");
+        let is = |a: &str| a == flag || a.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('='));
+        args.iter().filter_map(|a| a.to_str()).any(is)
+    };
+    let excluded: Vec<&str> = rules
+        .precedence
+        .iter()
+        .filter(|p| p.typed.iter().any(|flag| is_typed(flag)))
+        .flat_map(|p| p.alone.iter().copied())
+        .collect();
+    with_defaults(command, &table, &[], &excluded).map_err(|reason| SettingsError { path, reason })
+}
+
+/// A shared file as a program without subcommands reads it: its own table, and those outer keys that it
+/// knows. The others are other programs'.
+fn own_settings(command: &Command, mut table: Table, own: &str) -> Table {
+    let inner = match table.remove(own) {
+        Some(Value::Table(inner)) => inner,
+        _ => Table::new(),
+    };
+    let known: Vec<String> = flags(command).map(str::to_owned).collect();
+    table.retain(|key, value| !value.is_table() && known.iter().any(|k| k == key));
+    table.extend(inner);
+    table
 }
 
 /// The value of `--config` among the arguments.
@@ -100,17 +147,34 @@ fn check(command: &Command, table: &Table) -> Result<(), String> {
     Ok(())
 }
 
-/// Gives every flag its variable and, where the file has one, its default.
-fn with_defaults(command: Command, table: &Table, outer: &[&Table]) -> Result<Command, String> {
+/// Gives every flag that is not `excluded` its variable and, where the file has one, its default.
+fn with_defaults(
+    command: Command,
+    table: &Table,
+    outer: &[&Table],
+    excluded: &[&str],
+) -> Result<Command, String> {
     let scopes: Vec<&Table> = std::iter::once(table).chain(outer.iter().copied()).collect();
     let mut problem = None;
     let mut command = command.mut_args(|arg| {
         let Some(long) = arg.get_long().filter(|l| !NOT_SETTINGS.contains(l)).map(str::to_owned) else {
             return arg;
         };
+        if excluded.contains(&long.as_str()) {
+            return arg;
+        }
+        // `GIGASMITH_JSON=1` is as good as `true`.
+        let arg = match arg.get_action() {
+            ArgAction::SetTrue => arg.value_parser(FalseyValueParser::new()),
+            _ => arg,
+        };
         let variable = format!("GIGASMITH_{}", long.replace('-', "_").to_uppercase());
         // The help says once that every flag has one.
-        let arg = arg.env(variable).hide_env(true);
+        let arg = match std::env::var_os(&variable) {
+            // Set to nothing, as compose does, is not set.
+            Some(value) if value.is_empty() => arg,
+            _ => arg.env(variable).hide_env(true),
+        };
         let found = scopes.iter().find_map(|t| t.get(&long).filter(|v| !v.is_table()));
         match found.map(|value| plain(&long, value)) {
             None => arg,
@@ -130,7 +194,7 @@ fn with_defaults(command: Command, table: &Table, outer: &[&Table]) -> Result<Co
         let below = table.get(&name).and_then(Value::as_table).unwrap_or(&empty);
         let mut failed = None;
         command = command.mut_subcommand(name, |sub| {
-            with_defaults(sub.clone(), below, &scopes).unwrap_or_else(|reason| {
+            with_defaults(sub.clone(), below, &scopes, excluded).unwrap_or_else(|reason| {
                 failed = Some(reason);
                 sub
             })
@@ -161,7 +225,7 @@ fn plain(key: &str, value: &Value) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{Arg, ArgAction};
+    use clap::Arg;
 
     use super::*;
 
@@ -178,7 +242,7 @@ mod tests {
     fn paint(toml: &str, args: &[&str]) -> Result<(String, Vec<String>, bool), String> {
         let table: Table = toml.parse().unwrap();
         check(&command(), &table)?;
-        let command = with_defaults(command(), &table, &[])?;
+        let command = with_defaults(command(), &table, &[], &[])?;
         let matches = command.try_get_matches_from(["app", "paint"].iter().chain(args)).unwrap();
         let (_, paint) = matches.subcommand().unwrap();
         let sizes = paint.get_many::<String>("test-sizes").unwrap_or_default().cloned().collect();
@@ -204,6 +268,37 @@ mod tests {
         assert!(error("[paint]\ncolr = 1").contains("test-colour"));
         assert!(error("[pant]\nx = 1").contains("[pant] is no command; there are paint"));
         assert!(error("[paint]\ntest-colour = 2020-01-01").contains("give a string"));
+    }
+
+    #[test]
+    fn a_typed_flag_excludes_the_settings_it_contradicts() {
+        const RULES: Rules = Rules {
+            precedence: &[Precedence { typed: &["test-loud"], alone: &["test-sizes"] }],
+            own_table: None,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("s.toml");
+        std::fs::write(&file, "test-sizes = [1, 2]\ntest-colour = 'red'").unwrap();
+        let sizes = |typed: &[&str]| {
+            let config = ["app", "paint", "--config", file.to_str().unwrap()];
+            let args: Vec<OsString> = config.iter().chain(typed).map(OsString::from).collect();
+            let command = command().arg(Arg::new("config").long("config").global(true));
+            let matches = apply(command, &args, &RULES).unwrap().try_get_matches_from(args).unwrap();
+            let (_, paint) = matches.subcommand().unwrap();
+            assert_eq!(paint.get_one::<String>("test-colour").unwrap(), "red");
+            paint.get_many::<String>("test-sizes").map_or(0, Iterator::count)
+        };
+        assert_eq!((sizes(&[]), sizes(&["--test-loud"])), (2, 0));
+    }
+
+    #[test]
+    fn a_program_without_subcommands_reads_its_own_table() {
+        let table: Table =
+            "test-colour = 'red'\nother = 1\n[paint]\ntest-loud = true\n[dance]\nx = 1".parse().unwrap();
+        let paint = command().find_subcommand("paint").unwrap().clone();
+        let own = own_settings(&paint, table, "paint");
+        assert_eq!(own.keys().collect::<Vec<_>>(), ["test-colour", "test-loud"]);
+        assert!(check(&paint, &own).is_ok());
     }
 
     #[test]

@@ -40,6 +40,12 @@ pub(super) fn run(args: &CertsArgs) -> Result<(), Failure> {
                 "`{name}` is no name for a certificate: use letters, digits, `-`, `_` and `.`, and not `ca`"
             )));
         }
+        CertsAction::Issue { host, .. } if host.iter().any(|h| !certs::is_host(h)) => {
+            let wrong = host.iter().find(|h| !certs::is_host(h)).map_or("", String::as_str);
+            return Err(Failure::usage(format!(
+                "`{wrong}` is neither a host name nor an address: give farm.example or 10.0.0.7, without scheme or port"
+            )));
+        }
         CertsAction::Issue { name, host } => {
             let hosts = if host.is_empty() { certs::default_hosts() } else { host.clone() };
             certs::issue(&args.certs, name, &hosts)

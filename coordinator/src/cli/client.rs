@@ -14,6 +14,8 @@ use tonic::transport::Channel;
 use super::failure::Failure;
 use crate::sampler::resize::Picture;
 
+/// Bytes of an answer: the list of many thousand renders.
+const ANSWER: usize = 256 << 20;
 /// Bytes of pixels in one message.
 const PIECE: usize = 1 << 20;
 
@@ -48,7 +50,8 @@ impl Client {
     pub(super) async fn connect(args: &ConnectArgs) -> Result<Self, Failure> {
         let token = args.token()?;
         let channel = args.connect().await?;
-        Ok(Self { control: ControlClient::with_interceptor(channel, token), args: args.clone() })
+        let control = ControlClient::with_interceptor(channel, token).max_decoding_message_size(ANSWER);
+        Ok(Self { control, args: args.clone() })
     }
 
     /// Submits a render; returns it and what the user should know.

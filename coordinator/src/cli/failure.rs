@@ -32,6 +32,10 @@ pub enum Failure {
     Interrupted,
     /// A worker that did not finish what it had: 130.
     Stopped,
+    /// Somebody stopped looking at a render, which goes on: 130.
+    Unwatched(&'static str),
+    /// Nobody reads the output any more: 0, as it is no fault.
+    Unread,
 }
 
 impl Failure {
@@ -61,7 +65,8 @@ impl Failure {
             Self::Output(_) => 5,
             Self::Render(_) => 6,
             Self::Farm(_) => 7,
-            Self::Interrupted | Self::Stopped => 130,
+            Self::Interrupted | Self::Stopped | Self::Unwatched(_) => 130,
+            Self::Unread => 0,
         }
     }
 }
@@ -78,6 +83,8 @@ impl fmt::Display for Failure {
             Self::Deviation => f.write_str("the trace does not match: see what did not pass"),
             Self::Interrupted => f.write_str("interrupted: no unfinished picture was written"),
             Self::Stopped => f.write_str("interrupted: what this worker had goes to others"),
+            Self::Unwatched(words) => f.write_str(words),
+            Self::Unread => Ok(()),
         }
     }
 }
@@ -102,7 +109,7 @@ impl From<WorkerFailure> for Failure {
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         match error {
-            ConnectError::Address(_) => Self::Usage(error.to_string()),
+            ConnectError::Address(_) | ConnectError::HalfIdentity => Self::Usage(error.to_string()),
             ConnectError::File { .. } => Self::Input(error.to_string()),
             ConnectError::Unreachable { .. } => Self::Farm(error.to_string()),
         }

@@ -10,21 +10,63 @@ use super::client::Client;
 use super::failure::Failure;
 use super::tell;
 
+/// How long a coordinator that is away is waited for, and how often it is tried.
+const PATIENCE: Duration = Duration::from_secs(600);
+const RETRY: Duration = Duration::from_secs(1);
 /// Between two plain lines about the same stage.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
-/// Shows a render until it ends, and returns its last status.
+/// Shows a render until it ends, and returns its last status. A coordinator that is away for a while is
+/// waited for: the render goes on when it is back.
 pub(super) async fn follow(client: &mut Client, id: &str, quiet: bool) -> Result<RenderStatus, Failure> {
-    let mut stream = client.watch(id).await?;
     let mut view = View::new(quiet);
-    let mut last = None;
-    while let Some(status) = client.next(&mut stream).await? {
-        view.show(&status);
-        last = Some(status);
-    }
+    let last = each(client, id, |status| {
+        view.show(status);
+        Ok(())
+    })
+    .await;
     view.finish();
-    last.filter(|s| s.state.is_final())
-        .ok_or_else(|| Failure::farm(format!("the coordinator stopped; render {id} goes on when it is back")))
+    last
+}
+
+/// Passes every status of a render to `show` until it ends, and returns the last one.
+pub(super) async fn each(
+    client: &mut Client,
+    id: &str,
+    mut show: impl FnMut(&RenderStatus) -> Result<(), Failure>,
+) -> Result<RenderStatus, Failure> {
+    let mut stream = client.watch(id).await?;
+    let mut away: Option<Instant> = None;
+    loop {
+        match client.next(&mut stream).await {
+            Ok(Some(status)) => {
+                away = None;
+                show(&status)?;
+                if status.state.is_final() {
+                    return Ok(status);
+                }
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) if away.is_some_and(|since| since.elapsed() > PATIENCE) => return Err(error),
+            Err(_) => {}
+        }
+        if away.is_none() {
+            tell("the coordinator is away: waiting for it (the render goes on when it is back)");
+        }
+        let since = *away.get_or_insert_with(Instant::now);
+        stream = loop {
+            tokio::time::sleep(RETRY).await;
+            match client.watch(id).await {
+                Ok(stream) => break stream,
+                Err(error) if since.elapsed() > PATIENCE => {
+                    let hint = format!("`gigasmith watch {id}` follows the render when it is back");
+                    return Err(Failure::farm(format!("{error}; {hint}")));
+                }
+                Err(_) => {}
+            }
+        };
+    }
 }
 
 /// What an ended render means for the exit code.

@@ -11,7 +11,7 @@ use gigasmith_worker::connect::ConnectArgs;
 
 use super::client::Client;
 use super::failure::Failure;
-use super::follow::{duration, ended, follow, progress};
+use super::follow::{duration, each, ended, follow, progress};
 use super::{print, submit};
 use crate::output::check_writable;
 
@@ -131,16 +131,12 @@ enum WorkersAction {
     },
 }
 
-fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string_pretty(value).expect("a status is plain data")
-}
-
 pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
     let mut client = Client::connect(&args.connect).await?;
     let renders = client.renders(args.id.as_deref()).await?;
     match (args.json, &args.id, &renders[..]) {
-        (true, Some(_), [one]) => print(&json(one)),
-        (true, ..) => print(&json(&renders)),
+        (true, Some(_), [one]) => print(&pretty(&json(one))),
+        (true, ..) => print(&pretty(&renders.iter().map(json).collect::<Vec<_>>())),
         (false, None, []) => print("no renders"),
         (false, Some(_), [one]) => print(&detail(one)),
         (false, ..) => print(&table(&renders)),
@@ -152,33 +148,69 @@ pub(super) async fn watch(args: WatchArgs) -> Result<(), Failure> {
     if !args.json {
         return ended(&follow(&mut client, &args.id, false).await?);
     }
-    let mut stream = client.watch(&args.id).await?;
-    let mut last = None;
-    while let Some(status) = client.next(&mut stream).await? {
-        print(&serde_json::to_string(&status).expect("a status is plain data"))?;
-        last = Some(status);
+    let last = each(&mut client, &args.id, |status| print(&line(&json(status)))).await?;
+    ended(&last)
+}
+
+/// What a person may have written, without what would move the cursor or change colours.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// JSON on one line.
+fn line(value: &serde_json::Value) -> String {
+    value.to_string()
+}
+
+fn pretty(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("a status is plain data")
+}
+
+/// A render as JSON: its status, and the seconds left where they are known.
+pub(super) fn json(status: &RenderStatus) -> serde_json::Value {
+    let mut value = serde_json::to_value(status).expect("a status is plain data");
+    value["seconds_left"] = status.seconds_left().into();
+    value
+}
+
+/// Does something to each of several things: all are tried, and the last failure decides the exit code.
+async fn each_of<T>(
+    names: &[String],
+    as_json: bool,
+    mut act: impl AsyncFnMut(&str) -> Result<T, Failure>,
+    to_json: impl Fn(&T) -> serde_json::Value,
+    say: impl Fn(&str, &T) -> String,
+) -> Result<(), Failure> {
+    let (mut done, mut failed) = (Vec::new(), None);
+    for name in names {
+        match act(name).await {
+            Ok(value) if as_json => done.push(to_json(&value)),
+            Ok(value) => print(&say(name, &value))?,
+            Err(error) => {
+                if let Some(earlier) = failed.replace(error) {
+                    super::tell(&format!("gigasmith: {earlier}"));
+                }
+            }
+        }
     }
-    last.map_or(Ok(()), |status| ended(&status))
+    if as_json {
+        print(&pretty(&done))?;
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 /// Makes a change to each render.
 pub(super) async fn change(args: ChangeArgs, change: Change) -> Result<(), Failure> {
     let mut client = Client::connect(&args.connect).await?;
-    for id in &args.ids {
-        let status = client.change(id, change).await?;
-        match args.json {
-            true => print(&json(&status))?,
-            false => print(&format!("{id} is {}", status.state))?,
-        }
-    }
-    Ok(())
+    let act = async |id: &str| client.change(id, change).await;
+    each_of(&args.ids, args.json, act, json, |id, status| format!("{id} is {}", status.state)).await
 }
 
 pub(super) async fn priority(args: PriorityArgs) -> Result<(), Failure> {
     let mut client = Client::connect(&args.connect).await?;
     let status = client.change(&args.id, Change::Priority(args.priority)).await?;
     match args.json {
-        true => print(&json(&status)),
+        true => print(&pretty(&json(&status))),
         false => print(&format!("{} has priority {}", status.id, status.priority)),
     }
 }
@@ -201,7 +233,7 @@ pub(super) async fn workers(args: WorkersArgs) -> Result<(), Failure> {
         None | Some(WorkersAction::List) => {
             let workers = client.workers().await?;
             return match (args.json, workers.is_empty()) {
-                (true, _) => print(&json(&workers)),
+                (true, _) => print(&pretty(&workers)),
                 (false, true) => print("no workers"),
                 (false, false) => print(&worker_table(&workers)),
             };
@@ -210,14 +242,9 @@ pub(super) async fn workers(args: WorkersArgs) -> Result<(), Failure> {
         Some(WorkersAction::Disable { names }) => (names, v1::WorkerChange::Disable),
         Some(WorkersAction::Drain { names }) => (names, v1::WorkerChange::Drain),
     };
-    for name in &names {
-        let worker = client.change_worker(name, change).await?;
-        match args.json {
-            true => print(&json(&worker))?,
-            false => print(&format!("{name} is {}", worker.state))?,
-        }
-    }
-    Ok(())
+    let act = async |name: &str| client.change_worker(name, change).await;
+    let to_json = |worker: &WorkerStatus| serde_json::to_value(worker).expect("a status is plain data");
+    each_of(&names, args.json, act, to_json, |name, worker| format!("{name} is {}", worker.state)).await
 }
 
 /// A render on its own, line by line.
@@ -226,9 +253,9 @@ fn detail(render: &RenderStatus) -> String {
         format!("id        {}", render.id),
         format!("state     {}", render.state),
         format!("progress  {}", progress(render)),
-        format!("prompt    {}", render.prompt),
+        format!("prompt    {}", plain(&render.prompt)),
         format!("seed      {}", render.seed),
-        format!("model     {}", render.model),
+        format!("model     {}", plain(&render.model)),
         format!("priority  {}", render.priority),
         format!("workers   {}", render.workers),
     ];
@@ -307,7 +334,7 @@ fn columns(rows: &[Vec<String>]) -> String {
     let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count).map(width).collect();
     let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{:<width$}", plain(cell)));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")

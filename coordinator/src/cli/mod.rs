@@ -25,7 +25,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_worker::cli::WorkerArgs;
 use gigasmith_worker::session::Ended;
-use gigasmith_worker::settings as settings_file;
+use gigasmith_worker::settings::{self as settings_file, Precedence, Rules};
 
 pub use failure::Failure;
 
@@ -78,10 +78,23 @@ enum Command {
     Verify(verify::VerifyArgs),
 }
 
+/// Settings that say how large a picture is: typed ones are not mixed with those of a file.
+const SIZES: &[&str] = &["width", "height", "scale", "stages"];
+
+/// A typed size excludes sizes from elsewhere; a typed `--from` all settings of a picture, which would
+/// otherwise win over those of the picture made before.
+const RULES: Rules = Rules {
+    precedence: &[
+        Precedence { typed: SIZES, alone: SIZES },
+        Precedence { typed: &["from"], alone: settings::OF_A_PICTURE },
+    ],
+    own_table: None,
+};
+
 impl Cli {
     /// Parses arguments, with the environment and the settings file behind them.
     pub fn from_args(args: &[OsString]) -> Result<Self, Failure> {
-        let command = settings_file::apply(Self::command(), args).map_err(Failure::usage)?;
+        let command = settings_file::apply(Self::command(), args, &RULES).map_err(Failure::usage)?;
         Self::from_arg_matches(&command.get_matches_from(args)).map_err(|e| e.exit())
     }
 
@@ -90,6 +103,9 @@ impl Cli {
         matches!(self.command, Command::Serve(_) | Command::Worker(_))
     }
 }
+
+const GOES_ON: &str = "interrupted: what was submitted goes on; `gigasmith watch ID` follows it, `gigasmith cancel ID` \
+ends it";
 
 /// Runs what the command line asks for.
 pub async fn run(cli: Cli) -> Result<(), Failure> {
@@ -104,13 +120,16 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
                 Ended::Interrupted => Err(Failure::Stopped),
             }
         }
-        command => tokio::select! {
-            done = run_once(command) => done,
-            signal = interrupted() => {
-                signal.map_err(|e| Failure::render(format!("cannot listen for Ctrl-C: {e}")))?;
-                Err(Failure::Interrupted)
+        command => {
+            let goes_on = matches!(command, Command::Submit(_) | Command::Watch(_));
+            tokio::select! {
+                done = run_once(command) => done,
+                signal = interrupted() => {
+                    signal.map_err(|e| Failure::render(format!("cannot listen for Ctrl-C: {e}")))?;
+                    Err(if goes_on { Failure::Unwatched(GOES_ON) } else { Failure::Interrupted })
+                }
             }
-        },
+        }
     }
 }
 
@@ -154,6 +173,8 @@ fn tell(line: &str) {
 
 /// A line of output.
 fn print(line: &str) -> Result<(), Failure> {
-    writeln!(io::stdout().lock(), "{line}")
-        .map_err(|e| Failure::output(format!("cannot write to standard output: {e}")))
+    writeln!(io::stdout().lock(), "{line}").map_err(|e| match e.kind() {
+        io::ErrorKind::BrokenPipe => Failure::Unread,
+        _ => Failure::output(format!("cannot write to standard output: {e}")),
+    })
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use gigasmith_worker::connect::read_token;
+use gigasmith_worker::connect::{explain, read_token};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
@@ -59,7 +59,13 @@ pub(super) struct ServeArgs {
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let token = args.token_file.as_deref().map(read_token).transpose()?;
     let tls = args.tls()?;
-    let listener = args.bind(token.is_some(), tls.is_some()).await?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let server = net::server(tls).map_err(|e| {
+        let files = [&args.tls_cert, &args.tls_key, &args.tls_client_ca].into_iter().flatten();
+        let files: Vec<String> = files.map(|f| f.display().to_string()).collect();
+        Failure::Input(format!("cannot use {}: {}", files.join(", "), explain(&e)))
+    })?;
+    let listener = args.bind(token.is_some(), scheme == "https").await?;
     let address =
         listener.local_addr().map_err(|e| Failure::farm(format!("the port has no address: {e}")))?;
     let store = store::open(&args.store).map_err(Failure::output)?;
@@ -68,11 +74,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         .await
         .map_err(|e| Failure::output(format!("the store {} cannot be used: {e}", args.store)))?;
     let routes = control::routes(farm, jobs.clone(), Gate::new(token.as_deref())).await;
-    let scheme = if tls.is_some() { "https" } else { "http" };
     let incoming = doorman::incoming(listener, args.max_connections as usize);
-    let mut server = tokio::spawn(net::serve(routes, incoming, tls, std::future::pending()));
+    let mut server = tokio::spawn(net::serve(server, routes, incoming));
     let shutdown = CancellationToken::new();
-    let running = tokio::spawn(jobs.run(shutdown.clone()));
+    let mut running = tokio::spawn(jobs.run(shutdown.clone()));
     print(&format!("listening on {scheme}://{address}, renders in {}", args.store))?;
     tokio::select! {
         ended = &mut server => {
@@ -82,6 +87,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
                 Err(error) => error.to_string(),
             };
             return Err(Failure::farm(format!("the server failed: {reason}")));
+        }
+        ended = &mut running => {
+            let reason = ended.err().map_or("it ended".to_owned(), |e| e.to_string());
+            return Err(Failure::farm(format!("a bug in gigasmith, please report it: {reason}")));
         }
         signal = interrupted() => signal.map_err(|e| Failure::farm(format!("cannot listen for signals: {e}")))?,
     }
@@ -122,7 +131,16 @@ impl ServeArgs {
     }
 
     fn tls(&self) -> Result<Option<ServerTlsConfig>, Failure> {
-        let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        let (cert, key) = match (&self.tls_cert, &self.tls_key) {
+            (None, None) if self.tls_client_ca.is_none() => return Ok(None),
+            (Some(cert), Some(key)) => (cert, key),
+            // Also from a settings file: nobody should believe in an encryption that is not there.
+            _ => {
+                return Err(Failure::usage(
+                    "--tls-cert and --tls-key belong together, and --tls-client-ca needs both",
+                ));
+            }
+        };
         let read = |path: &PathBuf| {
             std::fs::read(path).map_err(|e| Failure::Input(format!("cannot read {}: {e}", path.display())))
         };

@@ -13,6 +13,27 @@ use crate::sampler::plan::{PlanFile, PlanFileError, PlanKind};
 use crate::sampler::tiles::VaeMode;
 use crate::spec::{RenderSpec, Rng};
 
+/// The settings that `--from` brings.
+pub(super) const OF_A_PICTURE: &[&str] = &[
+    "prompt",
+    "negative-prompt",
+    "width",
+    "height",
+    "scale",
+    "stages",
+    "steps",
+    "slider",
+    "guidance-scale",
+    "pag-scale",
+    "pag-blocks",
+    "seed",
+    "plan",
+    "paper",
+    "rng",
+    "vae",
+    "wire",
+];
+
 /// What a picture is made of. What is not given comes from `--from`, `--paper` or the model.
 #[derive(Debug, Args)]
 pub(super) struct PictureArgs {

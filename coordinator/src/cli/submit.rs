@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use gigasmith_proto::v1;
 use gigasmith_worker::cli::DtypeArg;
 use gigasmith_worker::connect::ConnectArgs;
+use gigasmith_worker::model::DeviceChoice;
 
 use super::client::Client;
 use super::failure::Failure;
 use super::follow::{ended, follow};
+use super::manage;
 use super::print;
 use super::render::FileArgs;
 use super::settings::PictureArgs;
@@ -31,9 +33,9 @@ pub(super) struct SubmitArgs {
     /// Renders of higher priority go first.
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
-    /// Only workers that compute on this kind of device.
-    #[arg(long, value_enum, value_name = "KIND")]
-    device: Option<BackendArg>,
+    /// Only workers that compute on this kind of device: cpu, cuda or metal; auto is any.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
     /// Only workers whose noise predictor computes in this format.
     #[arg(long, value_enum, value_name = "DTYPE")]
     dtype: Option<DtypeArg>,
@@ -61,13 +63,6 @@ pub(super) struct SubmitArgs {
     quiet: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum BackendArg {
-    Cpu,
-    Cuda,
-    Metal,
-}
-
 impl SubmitArgs {
     /// Which files to write, and which part of the render each of them is.
     fn files(&self) -> Vec<(v1::FetchedPart, &PathBuf)> {
@@ -87,14 +82,12 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
         files.check(&asked.seeds)?;
     }
     let request = RenderRequest {
-        backend: args.device.map(|device| {
-            match device {
-                BackendArg::Cpu => "cpu",
-                BackendArg::Cuda => "cuda",
-                BackendArg::Metal => "metal",
-            }
-            .to_owned()
-        }),
+        backend: match args.device {
+            DeviceChoice::Auto => None,
+            DeviceChoice::Cpu => Some("cpu".to_owned()),
+            DeviceChoice::Cuda(_) => Some("cuda".to_owned()),
+            DeviceChoice::Metal => Some("metal".to_owned()),
+        },
         dtype: args.dtype.map(Into::into),
         mix: args.mix,
         model: farm_model(&asked.request.model),
@@ -123,7 +116,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
         let (render, warnings) = client.submit(submission, asked.inputs.picture.clone()).await?;
         warnings.iter().for_each(|w| tell(&format!("warning: {w}")));
         match args.json {
-            true => print(&serde_json::to_string(&render).expect("a status is plain data"))?,
+            true => print(&manage::json(&render).to_string())?,
             false => print(&render.id)?,
         }
         if !render.reason.is_empty() && !args.quiet {
@@ -134,14 +127,20 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
     if !args.wait && args.files().is_empty() {
         return Ok(());
     }
+    let mut failed = None;
     for (seed, id) in accepted {
-        ended(&follow(&mut client, &id, args.quiet).await?)?;
+        // The others may still come out well.
+        if let Err(failure) = ended(&follow(&mut client, &id, args.quiet).await?) {
+            tell(&format!("gigasmith: {failure}"));
+            failed = Some(failure);
+            continue;
+        }
         for (part, path) in args.files() {
             let path = asked.seeds.file(path, seed);
             save(&mut client, &id, part, &path, args.quiet).await?;
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// What workers call a model: a folder by its last name.

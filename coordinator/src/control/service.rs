@@ -8,17 +8,19 @@ use gigasmith_proto::v1;
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_proto::v1::control_server::{Control, ControlServer};
 use gigasmith_proto::v1::submit_request::Part;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::time::timeout;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::farm::{Farm, WorkerError};
-use crate::jobs::{Fetched, JobChange, JobError, JobSubmission, Jobs};
+use crate::jobs::{JobChange, JobError, JobSubmission, Jobs};
 use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
-use crate::store::{StoreError, bytes_of};
+use crate::store::{Fetched, Part as StoredPart, StoreError, bytes_of};
 
 /// Bytes of a piece of a file.
 const PIECE: usize = 1 << 20;
@@ -29,13 +31,22 @@ const WATCH: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 
 /// The service that people speak to.
 pub fn server(jobs: Jobs) -> ControlServer<impl Control> {
-    ControlServer::new(Service { farm: jobs.farm().clone(), jobs }).max_decoding_message_size(MAX_MESSAGE)
+    ControlServer::new(Service { farm: jobs.farm().clone(), jobs, pictures: Semaphore::new(PICTURES) })
+        .max_decoding_message_size(MAX_MESSAGE)
 }
 
 struct Service {
     jobs: Jobs,
     farm: Farm,
+    /// Pictures taken in at a time: each is held in memory until it is stored.
+    pictures: Semaphore,
 }
+
+/// How long the next piece of a picture may take.
+const PIXELS: Duration = Duration::from_secs(60);
+
+/// See [`Service::pictures`].
+const PICTURES: usize = 2;
 
 fn status(error: JobError) -> Status {
     let message = error.to_string();
@@ -45,17 +56,22 @@ fn status(error: JobError) -> Status {
         JobError::Request(_) | JobError::Name(_) => Status::invalid_argument(message),
         JobError::Store(StoreError::Taken(_)) => Status::already_exists(message),
         JobError::Store(StoreError::Damaged { .. }) => Status::data_loss(message),
-        JobError::Store(StoreError::Store { .. }) => Status::unavailable(message),
+        JobError::Store(StoreError::Store { .. }) | JobError::NotStored(_) => Status::unavailable(message),
+        JobError::Bug(_) => Status::internal(message),
     }
 }
 
 /// Reads a submission: its settings, then the pixels of its picture.
-async fn read(mut parts: Streaming<v1::SubmitRequest>) -> Result<JobSubmission, Status> {
+async fn read<'a>(
+    mut parts: Streaming<v1::SubmitRequest>,
+    pictures: &'a Semaphore,
+) -> Result<(JobSubmission, Option<SemaphorePermit<'a>>), Status> {
     let Some(v1::SubmitRequest { part: Some(Part::Submission(first)) }) = parts.message().await? else {
         return Err(Status::invalid_argument("the first message of a submission holds its settings"));
     };
     let request: RenderRequest = serde_json::from_str(&first.settings)
         .map_err(|e| Status::invalid_argument(format!("the settings cannot be read: {e}")))?;
+    let mut place = None;
     let picture = match first.picture {
         None => None,
         Some(v1::Size { width, height }) => {
@@ -64,15 +80,17 @@ async fn read(mut parts: Streaming<v1::SubmitRequest>) -> Result<JobSubmission, 
                 let message = format!("a picture of {width}x{height} pixels is empty or too large");
                 return Err(Status::invalid_argument(message));
             }
+            place = Some(pictures.acquire().await.expect("the semaphore is never closed"));
             Some(read_pixels(ImageSize { width, height }, &mut parts).await?)
         }
     };
-    Ok(JobSubmission {
+    let submission = JobSubmission {
         id: Some(first.id).filter(|id| !id.is_empty()),
         priority: first.priority,
         request,
         inputs: RequestInputs { picture, plan: Some(first.plan).filter(|p| !p.is_empty()) },
-    })
+    };
+    Ok((submission, place))
 }
 
 async fn read_pixels(size: ImageSize, parts: &mut Streaming<v1::SubmitRequest>) -> Result<Picture, Status> {
@@ -80,7 +98,8 @@ async fn read_pixels(size: ImageSize, parts: &mut Streaming<v1::SubmitRequest>) 
     // It grows as pixels arrive: a size alone takes no memory.
     let mut pixels = Vec::new();
     while pixels.len() < wanted {
-        match parts.message().await? {
+        let next = timeout(PIXELS, parts.message()).await;
+        match next.map_err(|_| Status::deadline_exceeded("the picture's pixels stopped coming"))?? {
             Some(v1::SubmitRequest { part: Some(Part::Pixels(piece)) })
                 if pixels.len() + piece.len() <= wanted =>
             {
@@ -105,7 +124,7 @@ impl Control for Service {
         &self,
         request: Request<Streaming<v1::SubmitRequest>>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
-        let submission = read(request.into_inner()).await?;
+        let (submission, _place) = read(request.into_inner(), &self.pictures).await?;
         let accepted = self.jobs.submit(submission).await.map_err(status)?;
         let warnings = accepted.warnings.clone();
         Ok(Response::new(v1::SubmitResponse { render: Some(render_status_to_wire(accepted)), warnings }))
@@ -149,7 +168,7 @@ impl Control for Service {
                 }
                 tokio::time::sleep(WATCH.0).await;
                 // The reason and the rate change with time, even if the render does not.
-                let _ = tokio::time::timeout(WATCH.1, changed.changed()).await;
+                let _ = timeout(WATCH.1, changed.changed()).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -175,23 +194,28 @@ impl Control for Service {
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
         let request = request.into_inner();
         let part = match request.part() {
-            v1::FetchedPart::Picture => Fetched::Picture,
-            v1::FetchedPart::Latents => Fetched::Latents,
-            v1::FetchedPart::Plan => Fetched::Plan,
+            v1::FetchedPart::Picture => StoredPart::Picture,
+            v1::FetchedPart::Latents => StoredPart::Latents,
+            v1::FetchedPart::Plan => StoredPart::Plan,
             v1::FetchedPart::Unspecified => {
                 return Err(Status::invalid_argument("the request names no part"));
             }
         };
-        let bytes = self.jobs.fetch(&request.id, part).await.map_err(status)?;
+        let Fetched { total, mut bytes } = self.jobs.fetch(&request.id, part).await.map_err(status)?;
         let (sender, receiver) = mpsc::channel(2);
         tokio::spawn(async move {
-            let total = bytes.len() as u64;
-            let bytes = bytes::Bytes::from(bytes);
-            let pieces = (0..bytes.len()).step_by(PIECE);
-            for at in pieces {
-                let data = bytes.slice(at..(at + PIECE).min(bytes.len()));
-                if sender.send(Ok(v1::FetchResponse { total, data })).await.is_err() {
-                    return;
+            while let Some(piece) = bytes.next().await {
+                let pieces = piece.map_err(|e| Status::unavailable(format!("the store failed: {e}")));
+                let pieces = match pieces {
+                    Ok(data) => data,
+                    // Nobody listens any more, or they hear why it ends.
+                    Err(status) => return drop(sender.send(Err(status)).await),
+                };
+                for at in (0..pieces.len()).step_by(PIECE) {
+                    let data = pieces.slice(at..(at + PIECE).min(pieces.len()));
+                    if sender.send(Ok(v1::FetchResponse { total, data })).await.is_err() {
+                        return;
+                    }
                 }
             }
         });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gigasmith_proto::domain::{Progressed, RenderState, RenderStatus};
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinHandle;
 
 use super::{JobChange, JobError};
@@ -15,9 +15,6 @@ use crate::store::{RenderRecord, StateRecord, Stored};
 
 /// Over how many seconds the rate is measured.
 const RATE_SECONDS: f64 = 30.0;
-
-/// A lane to be told of a change, and a runner to be ended.
-type Told = Option<(Arc<Lane>, Option<JoinHandle<()>>)>;
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -30,6 +27,12 @@ pub(super) struct Entry {
     pub(super) progress: Progressed,
     pub(super) lane: Option<Arc<Lane>>,
     pub(super) runner: Option<JoinHandle<()>>,
+    /// What keeps it waiting beside the workers, such as a store that is away; empty when nothing does.
+    pub(super) trouble: String,
+    /// Held while a person's change is made.
+    pub(super) changing: Arc<AsyncMutex<()>>,
+    /// Held while its state is written.
+    pub(super) writing: Arc<AsyncMutex<()>>,
     /// When how many patches of the stage were done.
     recent: VecDeque<(Instant, u64)>,
     version: watch::Sender<u64>,
@@ -49,6 +52,9 @@ impl Entry {
             progress: Progressed::default(),
             lane: None,
             runner: None,
+            trouble: String::new(),
+            changing: Arc::default(),
+            writing: Arc::default(),
             recent: VecDeque::new(),
             version: watch::Sender::new(0),
         }
@@ -56,12 +62,15 @@ impl Entry {
 
     pub(super) fn settle(&mut self, spec: RenderSpec, warnings: Vec<String>) {
         (self.spec, self.warnings) = (Some(spec), warnings);
+        self.trouble.clear();
     }
 
     /// Nothing more will happen.
     pub(super) fn end(&mut self, state: RenderState, reason: String) {
         (self.state, self.reason) = (state, reason);
         self.progress.phase.clear();
+        self.progress.rate = 0.0;
+        self.trouble.clear();
         self.lane = None;
         self.runner = None;
         self.recent.clear();
@@ -76,36 +85,37 @@ impl Entry {
         self.version.subscribe()
     }
 
-    /// Makes a person's change, and returns who must be told.
-    pub(super) fn change(&mut self, change: JobChange) -> Result<Told, JobError> {
+    /// Makes a person's change, and returns the runner that must be ended, if any.
+    pub(super) fn change(&mut self, change: JobChange) -> Result<Option<JoinHandle<()>>, JobError> {
         let refuse = |reason| Err(JobError::State { id: self.record.id.clone(), state: self.state, reason });
-        if self.state.is_final() {
-            return refuse("it has ended, and nothing changes it any more");
-        }
-        match change {
-            JobChange::Pause => {
+        match (change, self.state) {
+            // Said twice, or said again because it could not be stored.
+            (JobChange::Cancel, RenderState::Cancelled) => {}
+            (JobChange::Continue, RenderState::Failed) => {
+                self.state = RenderState::Queued;
+                self.reason.clear();
+            }
+            (_, state) if state.is_final() => {
+                return refuse("it has ended, and nothing changes it any more");
+            }
+            (JobChange::Pause, _) => {
                 self.state = RenderState::Paused;
                 self.reason.clear();
             }
-            JobChange::Continue if self.state != RenderState::Paused => {
-                return refuse("only a paused render can be continued");
-            }
-            JobChange::Continue => {
+            (JobChange::Continue, RenderState::Paused) => {
                 self.state = if self.runner.is_some() { RenderState::Running } else { RenderState::Queued };
                 self.reason.clear();
                 self.recent.clear();
             }
-            JobChange::Priority(priority) => self.priority = priority,
-            JobChange::Cancel => {
-                let (lane, runner) = (self.lane.take(), self.runner.take());
+            (JobChange::Continue, _) => return refuse("only a paused or failed render can be continued"),
+            (JobChange::Priority(priority), _) => self.priority = priority,
+            (JobChange::Cancel, _) => {
+                let runner = self.runner.take();
                 self.end(RenderState::Cancelled, String::new());
-                if let (None, Some(runner)) = (&lane, &runner) {
-                    runner.abort();
-                }
-                return Ok(lane.map(|lane| (lane, runner)));
+                return Ok(runner);
             }
         }
-        Ok(self.lane.clone().map(|lane| (lane, None)))
+        Ok(None)
     }
 
     /// A stage begins.
@@ -162,7 +172,7 @@ impl Entry {
             seed: request.seed,
             size: size.map(|s| (s.width, s.height)),
             progress: self.progress.clone(),
-            workers: workers as u32,
+            workers: if self.state.is_final() { 0 } else { workers as u32 },
             reason,
             warnings: self.warnings.clone(),
         }

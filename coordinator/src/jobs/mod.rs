@@ -5,8 +5,9 @@
 //! after a restart every unfinished one is taken up again from its newest finished stage, to the same
 //! bytes.
 //!
-//! Invariants: the state's lock is never held across an await; a render is started once at a time; what a
-//! person changes is stored before they are told so.
+//! Invariants: the state's lock is never held across an await; changes to one render, its lane's and its
+//! stored state follow one another; a render is started once at a time; what a person changes is stored
+//! before they are told so, and if it cannot be, goes on being tried.
 
 mod entry;
 mod queue;
@@ -18,13 +19,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use gigasmith_proto::domain::{ModelDescription, RenderState, RenderStatus};
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::farm::{Farm, Roster};
 use crate::request::{RenderRequest, RequestError, RequestInputs, resolve};
 use crate::spec::{ModelSpec, RenderSpec};
-use crate::store::{RenderRecord, RenderStore, StateRecord, StoreError, Stored, VERSION};
+use crate::store::{
+    Fetched, InputPicture, Part, RenderRecord, RenderStore, StateRecord, StoreError, Stored, VERSION, hash_of,
+};
 use entry::Entry;
 
 /// How often the queue is looked at even if nothing is heard.
@@ -57,6 +60,12 @@ pub enum JobError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The change is made, but a restart would forget it.
+    #[error("the change is made, but could not be stored yet, which goes on being tried: {0}")]
+    NotStored(StoreError),
+    /// A panic.
+    #[error("a bug in gigasmith, please report it: {0}")]
+    Bug(String),
 }
 
 /// What a person submits.
@@ -92,8 +101,6 @@ struct Shared {
     /// Renders that are started at a time.
     active: usize,
     entries: Mutex<BTreeMap<String, Entry>>,
-    /// One writer of states at a time, so that the last one written is the last one.
-    writing: AsyncMutex<()>,
     /// Something changed that may let a render start.
     changed: Notify,
 }
@@ -116,7 +123,6 @@ impl Jobs {
             store,
             active: active.max(1),
             entries: Mutex::new(entries),
-            writing: AsyncMutex::default(),
             changed: Notify::new(),
         })))
     }
@@ -162,28 +168,37 @@ impl Jobs {
     }
 
     /// Accepts a render. Where a worker with its model is there the settings are checked at once,
-    /// otherwise when one comes.
+    /// otherwise when one comes. Goes on to its end even if the caller leaves.
     pub async fn submit(&self, submission: JobSubmission) -> Result<RenderStatus, JobError> {
+        let jobs = self.clone();
+        let accepted = tokio::spawn(async move { jobs.accept(submission).await }).await;
+        accepted.unwrap_or_else(|e| Err(JobError::Bug(e.to_string())))
+    }
+
+    async fn accept(&self, submission: JobSubmission) -> Result<RenderStatus, JobError> {
         let JobSubmission { id, priority, request, inputs } = submission;
         if let Some(id) = &id
             && !is_name(id)
         {
             return Err(JobError::Name(id.clone()));
         }
+        request.check()?;
         let resolved = match choose_model(&self.0.farm.roster(), &request) {
             Some(model) => Some(resolve(&request, &inputs, &model)?),
             None => None,
         };
-        let record = self.create(id, request, &inputs).await?;
+        let record = self.create(id, request, priority, &inputs).await?;
+        // From here on it exists: whatever fails is tried again.
         let id = record.id.clone();
-        let state = StateRecord { priority, ..StateRecord::default() };
+        let state = StateRecord::queued(priority);
         let mut entry = Entry::stored(Stored { record, spec: None, state });
         if let Some(resolved) = resolved {
-            let spec = self.0.store.settle(&id, &resolved.spec).await?;
-            entry.settle(spec, resolved.warnings);
+            match self.0.store.settle(&id, &resolved.spec).await {
+                Ok(spec) => entry.settle(spec, resolved.warnings),
+                Err(error) => tracing::warn!(id, %error, "a render is settled later"),
+            }
         }
         self.entries().insert(id.clone(), entry);
-        self.persist(&id).await?;
         self.0.changed.notify_one();
         tracing::info!(id, "a render was submitted");
         self.status(&id).await.ok_or(JobError::Unknown(id))
@@ -193,16 +208,20 @@ impl Jobs {
         &self,
         id: Option<String>,
         request: RenderRequest,
+        priority: i32,
         inputs: &RequestInputs,
     ) -> Result<RenderRecord, JobError> {
         let order = self.entries().values().map(|e| e.record.order).max().unwrap_or(0) + 1;
+        let picture = inputs.picture.as_ref();
+        let picture = picture.map(|p| InputPicture { size: p.size(), hash: hash_of(p.rgb()) });
         let mut record = RenderRecord {
             version: VERSION,
             id: String::new(),
             order,
             request,
-            picture: inputs.picture.as_ref().map(crate::sampler::resize::Picture::size),
-            has_plan: inputs.plan.is_some(),
+            priority,
+            picture,
+            plan: inputs.plan.as_ref().map(|json| hash_of(json.as_bytes())),
         };
         if let Some(id) = id {
             record.id = id;
@@ -220,23 +239,26 @@ impl Jobs {
         Err(StoreError::Taken(record.id).into())
     }
 
-    /// Writes a render's state to the store.
+    /// Writes a render's state to the store. One writer at a time, so that the last state written is the
+    /// last one.
     async fn persist(&self, id: &str) -> Result<(), StoreError> {
-        let _one_at_a_time = self.0.writing.lock().await;
+        let Some(writing) = self.entries().get(id).map(|e| e.writing.clone()) else { return Ok(()) };
+        let _one_at_a_time = writing.lock().await;
         let Some(record) = self.entries().get(id).map(Entry::state_record) else { return Ok(()) };
         self.0.store.set_state(id, &record).await
     }
 
     /// The same where nobody waits to hear of a failure: tried again for a while.
     async fn persist_surely(&self, id: &str) {
-        for pause in [1, 5, 20, 60] {
+        for pause in [1, 5, 20].into_iter().chain(std::iter::repeat(60)) {
             match self.persist(id).await {
                 Ok(()) => return,
-                Err(error) => tracing::warn!(id, %error, "a state could not be stored: trying again"),
+                Err(error) => {
+                    tracing::warn!(id, %error, retry_in = pause, "a state could not be stored");
+                }
             }
             tokio::time::sleep(Duration::from_secs(pause)).await;
         }
-        tracing::error!(id, "a state could not be stored");
     }
 
     /// One render's status.
@@ -279,26 +301,40 @@ impl Jobs {
         self.entries().get(id).map(Entry::watch)
     }
 
-    /// Changes a render.
+    /// Changes a render. Goes on to its end even if the caller leaves.
     pub async fn change(&self, id: &str, change: JobChange) -> Result<RenderStatus, JobError> {
+        let (jobs, id) = (self.clone(), id.to_owned());
+        let changed = tokio::spawn(async move { jobs.make_change(&id, change).await }).await;
+        changed.unwrap_or_else(|e| Err(JobError::Bug(e.to_string())))
+    }
+
+    async fn make_change(&self, id: &str, change: JobChange) -> Result<RenderStatus, JobError> {
         let unknown = || JobError::Unknown(id.to_owned());
-        let lane = self.update(id, |entry| entry.change(change)).ok_or_else(unknown)??;
-        if let Some((lane, runner)) = lane {
-            match change {
-                JobChange::Pause => lane.pause(true).await,
-                JobChange::Continue => lane.pause(false).await,
-                JobChange::Priority(priority) => lane.prioritise(priority).await,
-                JobChange::Cancel => {}
-            }
-            if let Some(runner) = runner {
-                runner.abort();
-                // It was told to end: how it did is of no interest any more.
-                let _ = runner.await;
-            }
+        let changing = self.entries().get(id).map(|e| e.changing.clone()).ok_or_else(unknown)?;
+        let one_at_a_time = changing.lock().await;
+        if let Some(runner) = self.update(id, |entry| entry.change(change)).ok_or_else(unknown)?? {
+            runner.abort();
+            // It was told to end: how it did is of no interest any more.
+            let _ = runner.await;
         }
-        self.persist(id).await?;
+        self.tell_lane(id).await;
+        drop(one_at_a_time);
+        if let Err(error) = self.persist(id).await {
+            let (jobs, id) = (self.clone(), id.to_owned());
+            tokio::spawn(async move { jobs.persist_surely(&id).await });
+            return Err(JobError::NotStored(error));
+        }
         self.0.changed.notify_one();
         self.status(id).await.ok_or_else(unknown)
+    }
+
+    /// Lets a render's lane know what the state says now.
+    async fn tell_lane(&self, id: &str) {
+        let wanted = self.entries().get(id).map(|e| (e.lane.clone(), e.state, e.priority));
+        if let Some((Some(lane), state, priority)) = wanted {
+            lane.prioritise(priority).await;
+            lane.pause(state == RenderState::Paused).await;
+        }
     }
 
     /// Whether there is work, and how many tasks: what an autoscaler asks.
@@ -310,8 +346,8 @@ impl Jobs {
         (unfinished, (waiting + in_flight).max(usize::from(unfinished)))
     }
 
-    /// The finished picture, the last latents or the plans of a render.
-    pub async fn fetch(&self, id: &str, what: Fetched) -> Result<Vec<u8>, JobError> {
+    /// A part of a finished render.
+    pub async fn fetch(&self, id: &str, part: Part) -> Result<Fetched, JobError> {
         let (state, stages) = self
             .entries()
             .get(id)
@@ -321,16 +357,11 @@ impl Jobs {
             let reason = "there is nothing to fetch until it is done; `gigasmith watch` follows it";
             return Err(JobError::State { id: id.to_owned(), state, reason });
         }
-        let store = &self.0.store;
-        let found = match what {
-            Fetched::Picture => store.result(id).await?,
-            Fetched::Latents => store.stage_bytes(id, stages).await?,
-            Fetched::Plan => store.result_plan(id).await?,
-        };
-        let reason = match what {
-            Fetched::Latents => "no stage ran, so there are no latents",
+        let reason = match part {
+            Part::Latents => "no stage ran, so there are no latents",
             _ => "its result is no longer in the store",
         };
+        let found = self.0.store.result(id, part, stages).await?;
         found.ok_or(JobError::State { id: id.to_owned(), state, reason })
     }
 
@@ -342,21 +373,30 @@ impl Jobs {
             self.entries().values().filter(unsettled).map(|e| e.record.clone()).collect();
         for record in due {
             let Some(model) = choose_model(&roster, &record.request) else { continue };
-            let settled = self.settle(&record, &model).await;
-            match settled {
+            // In a task of its own: whatever a request does to us, the others go on.
+            let (jobs, named) = (self.clone(), record.clone());
+            let settled = tokio::spawn(async move { jobs.settle(&named, &model).await }).await;
+            match settled.unwrap_or_else(|e| Err(JobError::Bug(e.to_string()))) {
                 Ok((spec, warnings)) => {
                     self.update(&record.id, |entry| entry.settle(spec, warnings));
                 }
                 Err(JobError::Store(error @ StoreError::Store { .. })) => {
                     // The store may come back: the render waits.
                     tracing::warn!(id = record.id, %error, "a render cannot be settled yet");
+                    self.update(&record.id, |entry| entry.trouble = error.to_string());
                     continue;
                 }
                 Err(error) => {
-                    self.update(&record.id, |entry| entry.end(RenderState::Failed, error.to_string()));
+                    self.update(&record.id, |entry| {
+                        // A person may have cancelled it meanwhile.
+                        if !entry.state.is_final() {
+                            entry.end(RenderState::Failed, error.to_string());
+                        }
+                    });
                 }
             }
-            self.persist_surely(&record.id).await;
+            let (jobs, id) = (self.clone(), record.id.clone());
+            tokio::spawn(async move { jobs.persist_surely(&id).await });
         }
     }
 
@@ -389,17 +429,6 @@ impl Jobs {
             });
         }
     }
-}
-
-/// Which part of a finished render.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetched {
-    /// The picture, a PNG.
-    Picture,
-    /// The last stage's latents, a safetensors file.
-    Latents,
-    /// The plans of the upscale stages, JSON.
-    Plan,
 }
 
 /// Whether a text can be a render's id.

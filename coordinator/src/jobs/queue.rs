@@ -1,9 +1,9 @@
 //! Whose turn it is.
 //!
 //! Pure. Renders are served by priority, then in the order they were submitted. A bounded number is
-//! started at a time, because a started render takes memory; one that outranks those is started all the
-//! same, and the others keep what they have and wait for its workers. Renders that wait for a model or
-//! for a person don't count.
+//! started at a time, because a started render takes memory; one that outranks those is started beside
+//! them, up to twice the number, and the others keep what they have and wait for its workers. Renders
+//! that wait for a model or for a person don't count towards the first number.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -36,10 +36,13 @@ pub(super) fn due<'a>(
         RenderState::Queued => e.spec.as_ref().is_some_and(&has_model),
         _ => false,
     };
-    let mut runnable: Vec<&Entry> = entries.filter(can_run).collect();
+    let entries: Vec<&Entry> = entries.collect();
+    let started = entries.iter().filter(|e| e.runner.is_some()).count();
+    let room = (2 * active).saturating_sub(started);
+    let mut runnable: Vec<&Entry> = entries.into_iter().filter(can_run).collect();
     runnable.sort_by_key(|e| rank(e));
     let first = runnable.into_iter().take(active);
-    first.filter(|e| e.state == RenderState::Queued).map(|e| e.record.id.clone()).collect()
+    first.filter(|e| e.state == RenderState::Queued).map(|e| e.record.id.clone()).take(room).collect()
 }
 
 #[cfg(test)]
@@ -52,8 +55,9 @@ mod tests {
     fn entry(id: &str, order: u64, priority: i32) -> Entry {
         let request = RenderRequest::default();
         let id = id.to_owned();
-        let record = RenderRecord { version: VERSION, id, order, request, picture: None, has_plan: false };
-        let state = StateRecord { priority, ..StateRecord::default() };
+        let (picture, plan) = (None, None);
+        let record = RenderRecord { version: VERSION, id, order, request, priority, picture, plan };
+        let state = StateRecord::queued(priority);
         Entry::stored(Stored { record, spec: Some(crate::spec::tests::spec()), state })
     }
 

@@ -41,7 +41,9 @@ pub(super) fn capacity(entry: &Entry, roster: &Roster) -> usize {
 pub(super) fn reason(entry: &Entry, scene: &Scene<'_>) -> String {
     match entry.state {
         RenderState::Done | RenderState::Cancelled => String::new(),
-        RenderState::Failed => entry.reason.clone(),
+        RenderState::Failed => {
+            format!("{}; `gigasmith continue {}` tries again", entry.reason, entry.record.id)
+        }
         RenderState::Paused if entry.reason.is_empty() => {
             format!("paused: `gigasmith continue {}` goes on", entry.record.id)
         }
@@ -53,6 +55,9 @@ pub(super) fn reason(entry: &Entry, scene: &Scene<'_>) -> String {
 }
 
 fn waits(entry: &Entry, scene: &Scene<'_>) -> String {
+    if !entry.trouble.is_empty() {
+        return format!("{}; it goes on when that is mended", entry.trouble);
+    }
     if capacity(entry, scene.roster) == 0 {
         return no_worker(entry, scene);
     }

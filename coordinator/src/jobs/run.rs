@@ -67,8 +67,9 @@ async fn attempt(
     model: Arc<ModelDescription>,
 ) -> Result<(), Ended> {
     let record = jobs.entries().get(id).map(|e| e.record.clone()).ok_or(Ended::Closed)?;
-    let inputs =
-        patiently(id, || jobs.0.store.inputs(&record)).await.map_err(|e| Ended::Failed(e.to_string()))?;
+    let inputs = patiently(jobs, id, || jobs.0.store.inputs(&record))
+        .await
+        .map_err(|e| Ended::Failed(e.to_string()))?;
     let inputs = render_inputs(&record, inputs, &model).map_err(Ended::Failed)?;
     let patch_side = model.patch_side as usize;
     let (on_failure, failures) = mpsc::unbounded_channel();
@@ -76,18 +77,14 @@ async fn attempt(
     let options = LaneOptions { model: model.clone(), mix: spec.mix, priority, on_failure: Some(on_failure) };
     let lane: Lane = jobs.0.farm.lane(options).await.map_err(|_| Ended::Closed)?;
     let lane = Arc::new(lane);
-    let is_paused = jobs.update(id, |entry| {
-        entry.lane = Some(lane.clone());
-        entry.state == RenderState::Paused
-    });
-    if is_paused == Some(true) {
-        lane.pause(true).await;
-    }
+    jobs.update(id, |entry| entry.lane = Some(lane.clone()));
+    // A person may have paused it meanwhile, or given it another priority.
+    jobs.tell_lane(id).await;
     let pauses = tokio::spawn(note_failures(jobs.clone(), id.to_owned(), failures));
     let (counted, has_picture) = (spec.clone(), inputs.picture.is_some());
     let per_stage = tokio::task::spawn_blocking(move || stage_patches(&counted, &model, has_picture)).await;
     let mut progress = JobProgress { jobs, id, per_stage: per_stage.unwrap_or_default() };
-    let archive = Archive { store: &jobs.0.store, id, spec };
+    let archive = Archive { store: &jobs.0.store, id, spec, shapes: stage_shapes(spec, lane.model()) };
     let rendered = render_with(lane, spec, inputs, &archive, &mut progress).await;
     pauses.abort();
     progress.phase("storing the picture");
@@ -134,11 +131,12 @@ async fn store_result(
     let encoded = encoded.map_err(|e| Ended::Failed(format!("writing the picture broke off: {e}")))?;
     let (png, plans) = encoded.map_err(|e| Ended::Failed(format!("writing the picture failed: {e}")))?;
     let put = || jobs.0.store.put_result(id, png.clone(), plans.clone());
-    patiently(id, put).await.map_err(|e| Ended::Failed(e.to_string()))
+    patiently(jobs, id, put).await.map_err(|e| Ended::Failed(e.to_string()))
 }
 
 /// Tries for as long as it takes: a store that is away for minutes delays a render, and ends none.
 async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
+    jobs: &Jobs,
     id: &str,
     attempt: impl Fn() -> F,
 ) -> Result<T, StoreError> {
@@ -146,9 +144,13 @@ async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
         match attempt().await {
             Err(error @ StoreError::Store { .. }) => {
                 tracing::warn!(id, %error, retry_in = ?RETRY, "the store is away");
+                jobs.update(id, |entry| entry.trouble = error.to_string());
                 tokio::time::sleep(RETRY).await;
             }
-            other => return other,
+            other => {
+                jobs.update(id, |entry| entry.trouble.clear());
+                return other;
+            }
         }
     }
 }
@@ -198,8 +200,19 @@ impl Progress for JobProgress<'_> {
     }
 }
 
+/// What every stage's latent must be shaped like, the base first.
+fn stage_shapes(spec: &RenderSpec, model: &ModelDescription) -> Vec<[usize; 3]> {
+    let sizes = std::iter::once(spec.base).chain(spec.upscales.iter().map(|u| u.size));
+    let shape = |size: ImageSize| {
+        let latent = size.latent(model.latent_factor);
+        [model.latent_channels as usize, latent.height, latent.width]
+    };
+    sizes.map(shape).collect()
+}
+
 /// Finished stages in the store.
 struct Archive<'a> {
+    shapes: Vec<[usize; 3]>,
     store: &'a RenderStore,
     id: &'a str,
     spec: &'a RenderSpec,
@@ -207,7 +220,7 @@ struct Archive<'a> {
 
 impl StageArchive for Archive<'_> {
     async fn load(&self, stage: u32) -> Option<Array> {
-        match self.store.stage(self.id, stage).await {
+        match self.store.stage(self.id, stage, self.shapes[stage as usize], self.spec).await {
             Ok(latent) => latent,
             Err(error) => {
                 tracing::warn!(id = self.id, stage, %error, "a finished stage cannot be read: it runs again");

@@ -70,10 +70,21 @@ pub fn is_name(name: &str) -> bool {
     !name.is_empty() && name != "ca" && !name.starts_with('.') && name.chars().all(plain)
 }
 
-/// Hosts that a certificate holds for when none are given: this machine.
+/// Whether a text is a host name or an address, and nothing more.
+pub fn is_host(host: &str) -> bool {
+    let label = |l: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '*');
+        !l.is_empty() && l.len() < 64 && l.chars().all(plain)
+    };
+    host.parse::<IpAddr>().is_ok() || (host.len() < 254 && host.split('.').all(label))
+}
+
+/// Hosts that a certificate holds for when none are given: this machine, as itself and others call it.
 pub fn default_hosts() -> Vec<String> {
     let local = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
-    std::iter::once("localhost".to_owned()).chain(local.map(|ip| ip.to_string())).collect()
+    let name = gethostname::gethostname().to_string_lossy().into_owned();
+    let names = ["localhost".to_owned(), name].into_iter().filter(|n| is_host(n));
+    names.chain(local.map(|ip| ip.to_string())).collect()
 }
 
 fn authority(folder: &Path) -> Result<Issuer<'static, KeyPair>, CertsError> {
@@ -143,6 +154,8 @@ mod tests {
         let [certificate, _] = issue(folder.path(), "farm", &default_hosts()).unwrap();
         assert!(std::fs::read_to_string(certificate).unwrap().contains("BEGIN CERTIFICATE"));
         assert!(issue(folder.path(), "farm", &[]).is_err());
+        assert!(["farm.example", "10.0.0.7", "::1", "gpu-1"].iter().all(|h| is_host(h)));
+        assert!(["", "https://x:7464", "a b", "[::1]", "x:1", "a..b"].iter().all(|h| !is_host(h)));
         assert!(is_name("gpu-1.lan") && !is_name("ca") && !is_name("../x") && !is_name(""));
         drop(key);
     }

@@ -1,6 +1,6 @@
 //! Counts connections, so that a flood of them costs the farm neither memory nor its workers.
 //!
-//! A connection over the limit is accepted and closed at once: the caller sees an end instead of a hang.
+//! One that says nothing is closed after a while. A connection over the limit is accepted and closed at once: the caller sees an end instead of a hang.
 //! Half of the places are kept for addresses that have none yet, so that one caller cannot take all.
 
 use std::collections::HashMap;
@@ -13,9 +13,14 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+/// How long a connection may say nothing at first.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// Between two attempts to accept while the system cannot, for want of file descriptors as a rule.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Between two words about refused connections.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -54,6 +59,8 @@ impl Places {
 #[derive(Debug)]
 pub struct Guest {
     stream: TcpStream,
+    /// Until the first word: when it must have come.
+    deadline: Option<Pin<Box<Sleep>>>,
     address: IpAddr,
     places: Arc<Mutex<Places>>,
 }
@@ -66,7 +73,7 @@ impl Drop for Guest {
 
 /// The connections of a listener, `limit` of them at a time.
 pub fn incoming(listener: TcpListener, limit: usize) -> impl Stream<Item = io::Result<Guest>> + Send {
-    Doorman { listener, limit, places: Arc::default(), refused: 0, complained: None }
+    Doorman { listener, limit, places: Arc::default(), refused: 0, complained: None, pause: None }
 }
 
 struct Doorman {
@@ -75,15 +82,24 @@ struct Doorman {
     places: Arc<Mutex<Places>>,
     refused: u64,
     complained: Option<Instant>,
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Doorman {
     fn refuse(&mut self, address: IpAddr) {
         self.refused += 1;
-        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-            tracing::warn!(%address, refused = self.refused, limit = self.limit, "too many connections: some are closed at once");
+        let (refused, limit) = (self.refused, self.limit);
+        if self.may_complain() {
+            tracing::warn!(%address, refused, limit, "too many connections: some are closed at once");
+        }
+    }
+
+    fn may_complain(&mut self) -> bool {
+        let is_time = self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY);
+        if is_time {
             self.complained = Some(Instant::now());
         }
+        is_time
     }
 }
 
@@ -92,11 +108,21 @@ impl Stream for Doorman {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
+            if let Some(pause) = &mut self.pause {
+                std::task::ready!(pause.as_mut().poll(context));
+                self.pause = None;
+            }
             let (stream, peer) = match self.listener.poll_accept(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(accepted)) => accepted,
                 // Out of file descriptors, or a caller that has gone already: the next one may do better.
-                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(Err(error)) => {
+                    if self.may_complain() {
+                        tracing::warn!(%error, "a connection could not be accepted; `ulimit -n` may be too low");
+                    }
+                    self.pause = Some(Box::pin(tokio::time::sleep(PAUSE)));
+                    continue;
+                }
             };
             let address = peer.ip().to_canonical();
             let limit = self.limit;
@@ -106,7 +132,8 @@ impl Stream for Doorman {
             }
             // Small messages travel at once; a socket that cannot is as good otherwise.
             let _ = stream.set_nodelay(true);
-            return Poll::Ready(Some(Ok(Guest { stream, address, places: self.places.clone() })));
+            let deadline = Some(Box::pin(tokio::time::sleep(FIRST_WORD)));
+            return Poll::Ready(Some(Ok(Guest { stream, deadline, address, places: self.places.clone() })));
         }
     }
 }
@@ -117,7 +144,18 @@ impl AsyncRead for Guest {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.deadline = None;
+        }
+        if polled.is_pending()
+            && let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
     }
 }
 

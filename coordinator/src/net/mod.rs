@@ -8,7 +8,6 @@ pub mod auth;
 pub mod certs;
 pub mod doorman;
 
-use std::future::Future;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,19 +28,9 @@ const HEADERS: u32 = 16 << 10;
 /// Bytes of one frame: fewer, larger ones than the default cost less.
 const FRAME: u32 = 1 << 20;
 
-/// Serves `routes` to the connections that `incoming` yields until `shutdown` resolves.
-pub async fn serve<IO, E>(
-    routes: Routes,
-    incoming: impl Stream<Item = Result<IO, E>> + Send + 'static,
-    tls: Option<ServerTlsConfig>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), tonic::transport::Error>
-where
-    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    IO::ConnectInfo: Clone + Send + Sync + 'static,
-    E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
-{
-    let mut server = Server::builder()
+/// A server with its limits set. Fails when the certificate or its key cannot be used.
+pub fn server(tls: Option<ServerTlsConfig>) -> Result<Server, tonic::transport::Error> {
+    let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE.0))
@@ -49,8 +38,22 @@ where
         .max_concurrent_streams(STREAMS)
         .http2_max_header_list_size(HEADERS)
         .max_frame_size(FRAME);
-    if let Some(tls) = tls {
-        server = server.tls_config(tls)?;
+    match tls {
+        Some(tls) => server.tls_config(tls),
+        None => Ok(server),
     }
-    server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown).await
+}
+
+/// Serves `routes` to the connections that `incoming` yields, for ever.
+pub async fn serve<IO, E>(
+    mut server: Server,
+    routes: Routes,
+    incoming: impl Stream<Item = Result<IO, E>> + Send + 'static,
+) -> Result<(), tonic::transport::Error>
+where
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    IO::ConnectInfo: Clone + Send + Sync + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    server.add_routes(routes).serve_with_incoming(incoming).await
 }

@@ -134,14 +134,18 @@ pub fn encode_latents(latent: &Array, settings: &Settings) -> Result<Vec<u8>, Sa
     safetensors::serialize([(LATENTS, view)], Some(header))
 }
 
-/// Reads what [`encode_latents`] wrote: (channels, height, width).
-pub fn decode_latents(bytes: &[u8]) -> Result<Array, SafeTensorError> {
+/// Reads what [`encode_latents`] wrote: (channels, height, width), and the settings' JSON.
+pub fn decode_latents(bytes: &[u8]) -> Result<(Array, Option<String>), SafeTensorError> {
     let file = SafeTensors::deserialize(bytes)?;
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let settings = header.metadata().as_ref().and_then(|m| m.get("gigasmith").cloned());
     let tensor = file.tensor(LATENTS)?;
     let data = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     let wrong = || SafeTensorError::TensorInvalidInfo;
     match (tensor.dtype(), tensor.shape()) {
-        (Dtype::F32, [1, c, h, w]) => Array::new([*c, *h, *w], data).map_err(|_| wrong()),
+        (Dtype::F32, [1, c, h, w]) => {
+            Array::new([*c, *h, *w], data).map(|latent| (latent, settings)).map_err(|_| wrong())
+        }
         _ => Err(wrong()),
     }
 }
@@ -168,8 +172,9 @@ mod tests {
     fn latents_come_back_to_the_bit() {
         let spec = crate::spec::tests::spec();
         let latent = Array::new([2, 1, 3], vec![0.5, -0.0, 1e-40, 7.0, f32::MIN, 3.0]).unwrap();
-        let bytes = encode_latents(&latent, &Settings::new(spec)).unwrap();
-        assert_eq!(decode_latents(&bytes).unwrap(), latent);
+        let settings = Settings::new(spec);
+        let bytes = encode_latents(&latent, &settings).unwrap();
+        assert_eq!(decode_latents(&bytes).unwrap(), (latent, Some(settings.to_json())));
         assert!(decode_latents(&bytes[..bytes.len() - 1]).is_err());
     }
 

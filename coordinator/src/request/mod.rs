@@ -90,7 +90,26 @@ pub struct RenderRequest {
     pub from: Option<RenderSpec>,
 }
 
+/// More text than any prompt has; the encoders see 77 tokens.
+const MAX_TEXT: usize = 64 << 10;
+
 impl RenderRequest {
+    /// Whether it can be kept and resolved at all: what needs no model.
+    pub fn check(&self) -> Result<(), RequestError> {
+        let texts = [Some(&self.prompt), self.negative_prompt.as_ref(), Some(&self.model)];
+        if let Some(long) = texts.into_iter().flatten().find(|t| t.len() > MAX_TEXT) {
+            let bytes = long.len();
+            return Err(RequestError::Other(format!("a text has {bytes} bytes: give at most {MAX_TEXT}")));
+        }
+        let Some(from) = &self.from else { return Ok(()) };
+        let sizes = from.upscales.iter().map(|u| u.size).chain([from.base]);
+        if from.steps == 0 || sizes.into_iter().any(|s| s.width == 0 || s.height == 0) {
+            let what = "the settings of the picture make no sense: they have no steps, or a size of 0";
+            return Err(RequestError::Other(what.into()));
+        }
+        Ok(())
+    }
+
     /// Whether a model is one that was asked for: its name, its kind of device, its number format.
     pub fn wants(&self, model: &ModelDescription) -> bool {
         let class = &model.numeric_class;
@@ -107,4 +126,23 @@ pub struct RequestInputs {
     pub picture: Option<Picture>,
     /// A plan file's JSON.
     pub plan: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_break_us_is_refused() {
+        let spec = crate::spec::tests::spec();
+        let from = |from: RenderSpec| RenderRequest { from: Some(from), ..RenderRequest::default() };
+        assert!(from(spec.clone()).check().is_ok());
+        let mut empty = spec.clone();
+        empty.upscales[1].size.width = 0;
+        for wrong in [RenderSpec { steps: 0, ..spec }, empty] {
+            assert!(from(wrong).check().unwrap_err().to_string().contains("make no sense"));
+        }
+        let long = RenderRequest { prompt: "x".repeat(MAX_TEXT + 1), ..RenderRequest::default() };
+        assert!(long.check().unwrap_err().to_string().contains("65537 bytes"));
+    }
 }

@@ -49,6 +49,7 @@ pub fn resolve(
     inputs: &RequestInputs,
     model: &ModelDescription,
 ) -> Result<Resolved, RequestError> {
+    request.check()?;
     let from = request.from.as_ref();
     let picture = inputs.picture.as_ref();
     let plan_file = inputs.plan.as_deref().map(read_plan).transpose()?;

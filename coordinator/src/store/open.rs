@@ -17,6 +17,9 @@ pub struct StoreUrlError {
     reason: String,
 }
 
+/// How long one request may take.
+const REQUEST: &str = "180 seconds";
+
 /// What may be given.
 const KINDS: &str = "give a folder, or file://, s3://, gs://, az:// or memory://";
 
@@ -25,6 +28,9 @@ const KINDS: &str = "give a folder, or file://, s3://, gs://, az:// or memory://
 /// `GOOGLE_*`, `AZURE_*`).
 pub fn open(text: &str) -> Result<RenderStore, StoreUrlError> {
     let fail = |reason: String| StoreUrlError { url: text.to_owned(), reason };
+    if text.trim().is_empty() {
+        return Err(fail(format!("it is empty; {KINDS}")));
+    }
     if !text.contains("://") {
         return folder(std::path::Path::new(text)).map_err(fail);
     }
@@ -38,6 +44,8 @@ pub fn open(text: &str) -> Result<RenderStore, StoreUrlError> {
     let variables = std::env::vars()
         .filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix)));
     let variables = variables.map(|(name, value)| (name.to_lowercase(), value));
+    // A part of 8 MB on a slow line; a variable of one's own wins.
+    let variables = std::iter::once(("timeout".to_owned(), REQUEST.to_owned())).chain(variables);
     let (objects, root) =
         object_store::parse_url_opts(&url, variables).map_err(|e| fail(format!("{e}; {KINDS}")))?;
     Ok(RenderStore::new(Arc::from(objects), root))

@@ -20,10 +20,21 @@ pub struct RenderRecord {
     pub order: u64,
     /// What was asked for.
     pub request: RenderRequest,
-    /// Size of the picture that came along.
-    pub picture: Option<ImageSize>,
-    /// Whether a plan file came along.
-    pub has_plan: bool,
+    /// The priority it was submitted with.
+    pub priority: i32,
+    /// The picture that came along.
+    pub picture: Option<InputPicture>,
+    /// The plan file that came along, by the BLAKE3 of its JSON.
+    pub plan: Option<String>,
+}
+
+/// A picture that came along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputPicture {
+    /// Its size in pixels.
+    pub size: ImageSize,
+    /// The BLAKE3 of its pixels.
+    pub hash: String,
 }
 
 impl RenderRecord {
@@ -49,9 +60,15 @@ pub struct StateRecord {
     pub warnings: Vec<String>,
 }
 
-impl Default for StateRecord {
-    fn default() -> Self {
-        Self { state: StoredState::Queued, priority: 0, reason: String::new(), warnings: Vec::new() }
+impl StateRecord {
+    /// A render that has not begun.
+    pub fn queued(priority: i32) -> Self {
+        Self { state: StoredState::Queued, priority, reason: String::new(), warnings: Vec::new() }
+    }
+
+    /// A render that cannot be done.
+    pub fn failed(priority: i32, reason: String) -> Self {
+        Self { state: StoredState::Failed, reason, ..Self::queued(priority) }
     }
 }
 

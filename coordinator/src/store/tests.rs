@@ -1,6 +1,7 @@
 //! The store's promises, in memory and in a folder.
 
 use object_store::memory::InMemory;
+use tokio_stream::StreamExt;
 
 use super::records::StoredState;
 use super::*;
@@ -15,7 +16,7 @@ fn stores() -> (tempfile::TempDir, Vec<RenderStore>) {
 
 fn record(id: &str, order: u64) -> RenderRecord {
     let request = RenderRequest { prompt: "a fox".into(), seed: 7, ..RenderRequest::default() };
-    RenderRecord { version: VERSION, id: id.into(), order, request, picture: None, has_plan: false }
+    RenderRecord { version: VERSION, id: id.into(), order, request, priority: 3, picture: None, plan: None }
 }
 
 #[tokio::test]
@@ -26,12 +27,12 @@ async fn renders_come_back_in_the_order_they_were_submitted() {
         store.create(&record("a", 2), &RequestInputs::default()).await.unwrap();
         let twice = store.create(&record("b", 3), &RequestInputs::default()).await.unwrap_err();
         assert!(matches!(twice, StoreError::Taken(id) if id == "b"));
-        let state = StateRecord { state: StoredState::Paused, priority: 5, ..StateRecord::default() };
+        let state = StateRecord { state: StoredState::Paused, ..StateRecord::queued(5) };
         store.set_state("a", &state).await.unwrap();
         let all = store.list().await.unwrap();
         let ids: Vec<&str> = all.iter().map(|s| s.record.id.as_str()).collect();
         assert_eq!(ids, ["b", "a"]);
-        assert_eq!((&all[0].state, &all[1].state), (&StateRecord::default(), &state));
+        assert_eq!((&all[0].state, &all[1].state), (&StateRecord::queued(3), &state));
         assert_eq!(all[1].record, record("a", 2));
     }
 }
@@ -45,24 +46,60 @@ async fn inputs_stages_and_results_come_back_and_damage_is_named() {
             picture: Some(Picture::new(size, vec![1, 2, 3, 4, 5, 6])),
             plan: Some("{}".into()),
         };
-        let mut record = RenderRecord { picture: Some(size), has_plan: true, ..record("r1", 1) };
+        let hash = hash_of(&[1, 2, 3, 4, 5, 6]);
+        let picture = Some(InputPicture { size, hash: hash.clone() });
+        let mut record = RenderRecord { picture, plan: Some(hash_of(b"{}")), ..record("r1", 1) };
         store.create(&record, &inputs).await.unwrap();
         assert_eq!(store.inputs(&record).await.unwrap(), inputs);
-        record.picture = Some(ImageSize { width: 3, height: 1 });
-        assert!(store.inputs(&record).await.unwrap_err().to_string().contains("picture.rgb"));
+        record.picture = Some(InputPicture { size: ImageSize { width: 3, height: 1 }, hash: hash.clone() });
+        assert!(store.inputs(&record).await.unwrap_err().to_string().contains("another size"));
+        store.write(&store.input_path("r1", &hash), vec![0; 6]).await.unwrap();
+        assert!(store.inputs(&record).await.unwrap_err().to_string().contains(&hash));
 
         let spec = crate::spec::tests::spec();
         let latent = Array::new([1, 1, 2], vec![0.5, -1.0]).unwrap();
-        assert!(store.stage("r1", 0).await.unwrap().is_none());
+        assert!(store.stage("r1", 0, [1, 1, 2], &spec).await.unwrap().is_none());
         store.put_stage("r1", 0, &latent, &spec).await.unwrap();
-        assert_eq!(store.stage("r1", 0).await.unwrap(), Some(latent));
-        store.put(&store.stage_path("r1", 1), vec![1, 2, 3], PutMode::Overwrite).await.unwrap();
-        assert!(store.stage("r1", 1).await.unwrap_err().to_string().contains("stages/1.safetensors"));
+        assert_eq!(store.stage("r1", 0, [1, 1, 2], &spec).await.unwrap(), Some(latent));
+        let error = async |stage, shape, spec: &RenderSpec| {
+            store.stage("r1", stage, shape, spec).await.unwrap_err().to_string()
+        };
+        assert!(error(0, [1, 2, 2], &spec).await.contains("not [1, 2, 2]"));
+        assert!(
+            error(0, [1, 1, 2], &RenderSpec { seed: 1, ..spec.clone() }).await.contains("another render")
+        );
+        store.write(&store.stage_path("r1", 1), vec![1, 2, 3]).await.unwrap();
+        assert!(error(1, [1, 1, 2], &spec).await.contains("stages/1.safetensors"));
 
-        assert!(store.result("r1").await.unwrap().is_none());
-        store.put_result("r1", vec![9], vec![8]).await.unwrap();
-        assert_eq!(store.result("r1").await.unwrap(), Some(vec![9]));
-        assert_eq!(store.result_plan("r1").await.unwrap(), Some(vec![8]));
+        assert!(store.result("r1", Part::Picture, 2).await.unwrap().is_none());
+        // More than fits one part.
+        let png: Vec<u8> = (0..SMALL * 2 + 77).map(|i| (i % 251) as u8).collect();
+        store.put_result("r1", png.clone(), vec![8]).await.unwrap();
+        let mut fetched = store.result("r1", Part::Picture, 2).await.unwrap().unwrap();
+        let mut bytes = Vec::new();
+        while let Some(piece) = fetched.bytes.next().await {
+            bytes.extend_from_slice(&piece.unwrap());
+        }
+        assert!(bytes == png && fetched.total == png.len() as u64);
+        assert_eq!(store.result("r1", Part::Plan, 2).await.unwrap().unwrap().total, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_state_is_shown_and_loses_nothing() {
+    let (_folder, stores) = stores();
+    for store in stores {
+        for id in ["a", "b"] {
+            store.create(&record(id, 1), &RequestInputs::default()).await.unwrap();
+        }
+        store.write(&store.path("a", "state.json"), Vec::new()).await.unwrap();
+        store.write(&store.path("b", "spec.json"), b"{".to_vec()).await.unwrap();
+        let all = store.list().await.unwrap();
+        assert_eq!(all.len(), 2);
+        for stored in all {
+            assert_eq!(stored.state.state, StoredState::Failed);
+            assert!(stored.state.reason.contains("damaged"), "{}", stored.state.reason);
+        }
     }
 }
 
@@ -96,9 +133,9 @@ async fn a_format_of_the_future_is_left_alone() {
 fn version_1_is_read() {
     let json = r#"{"version":1,"id":"r1","order":3,"request":{"prompt":"a fox","seed":7,"model":"pocket",
         "steps":30,"slider":[12,18],"guidance_scale":7.5,"plan":"balanced","vae":"auto","dtype":"f32"},
-        "picture":{"width":2,"height":1},"has_plan":false}"#;
+        "priority":2,"picture":{"size":{"width":2,"height":1},"hash":"ab"},"plan":null}"#;
     let record: RenderRecord = serde_json::from_str(json).unwrap();
-    assert_eq!((record.order, record.request.steps, record.picture.unwrap().width), (3, Some(30), 2));
+    assert_eq!((record.order, record.request.steps, record.picture.unwrap().size.width), (3, Some(30), 2));
     let state = r#"{"state":"paused","priority":-1,"reason":"x","warnings":[]}"#;
     assert_eq!(serde_json::from_str::<StateRecord>(state).unwrap().state, StoredState::Paused);
 }

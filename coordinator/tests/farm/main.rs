@@ -245,6 +245,57 @@ fn an_existing_picture_a_plan_and_half_precision_go_through_a_farm_as_through_on
 }
 
 #[test]
+fn submissions_made_at_the_same_time_keep_their_own_pictures() {
+    let coordinator = Coordinator::start(&[]);
+    let folder = coordinator.folder.path();
+    for (name, level) in [("dark", 10u8), ("light", 240)] {
+        let picture = image::RgbImage::from_pixel(600, 600, image::Rgb([level; 3]));
+        picture.save(folder.join(format!("{name}.png"))).unwrap();
+    }
+    let submit = |name: &str| {
+        let mut command = program();
+        command.current_dir(folder).env("GIGASMITH_COORDINATOR", &coordinator.url);
+        command.args(["submit", "-q", "--model", "synthetic", "-p", name, "--image", &format!("{name}.png")]);
+        Running(command.stdout(std::process::Stdio::null()).spawn().unwrap())
+    };
+    for _ in 0..4 {
+        ["dark", "light"].map(submit).into_iter().for_each(|mut s| assert_eq!(s.end(), Some(0)));
+    }
+    let renders = coordinator.json(&["status"]);
+    assert_eq!(renders.as_array().unwrap().len(), 8);
+    for render in renders.as_array().unwrap() {
+        let at = folder.join("store/renders").join(render["id"].as_str().unwrap());
+        let record = std::fs::read_to_string(at.join("render.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+        let pixels =
+            std::fs::read(at.join("inputs").join(record["picture"]["hash"].as_str().unwrap())).unwrap();
+        let level = if render["prompt"] == "dark" { 10 } else { 240 };
+        assert!(pixels.len() == 600 * 600 * 3 && pixels.iter().all(|&p| p == level), "{render:#}");
+    }
+}
+
+#[test]
+fn one_who_waits_is_not_put_off_by_a_restart() {
+    let mut coordinator = Coordinator::start(&[]);
+    let expected = reference(coordinator.folder.path(), &settings("balanced"));
+    let _worker = coordinator.worker("synthetic:side=16,latency=8", "w");
+    let mut command = program();
+    command.current_dir(coordinator.folder.path()).env("GIGASMITH_COORDINATOR", &coordinator.url);
+    command.args(["submit", "--name", "patient", "-o", "patient.png"]).args(settings("balanced"));
+    let mut waiting = Running(command.stdout(std::process::Stdio::null()).spawn().unwrap());
+    let is_known = || coordinator.ask(&["status", "patient"]).status.success();
+    while !is_known() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    coordinator.until(&["status", "patient"], |s| s["patches_done"].as_u64() > Some(2));
+    coordinator.kill();
+    coordinator.restart();
+    assert_eq!(waiting.end(), Some(0));
+    let written = std::fs::read(coordinator.folder.path().join("patient.png")).unwrap();
+    assert!(written == expected.0);
+}
+
+#[test]
 fn settings_come_from_the_environment_and_a_file() {
     let coordinator = Coordinator::start(&[]);
     let folder = coordinator.folder.path();
@@ -265,6 +316,13 @@ fn settings_come_from_the_environment_and_a_file() {
     let output = run(&["status"], None);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("`stepz` is no setting"));
+    // Half an identity is refused wherever it comes from: nobody should believe in encryption that is not there.
+    for half in ["tls-cert = 'x.pem'", "tls-client-ca = 'x.pem'"] {
+        std::fs::write(folder.join("gigasmith.toml"), format!("[serve]\n{half}\n")).unwrap();
+        let output = run(&["serve", "--listen", "127.0.0.1:0"], None);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("belong together"));
+    }
 }
 
 #[test]
@@ -287,6 +345,10 @@ fn strangers_are_sent_away_and_the_farm_goes_on() {
     assert!(said(&["serve", "--listen", "0.0.0.0:0"], 2).contains("--token-file"));
     assert!(said(&["serve", "--token-file", "short"], 4).contains("at least 16"));
     assert!(said(&["serve", "--store", "ftp://x"], 5).contains("s3://"));
+    let mixed =
+        ["serve", "--listen", "127.0.0.1:0", "--tls-cert", "certs/farm.pem", "--tls-key", "certs/alice.key"];
+    assert!(said(&mixed, 4).contains("certs/alice.key"));
+    assert!(said(&["certs", "issue", "x", "--host", "https://x:1"], 2).contains("neither a host name"));
     assert!(said(&["status", "--coordinator", "http://127.0.0.1:1"], 7).contains("gigasmith serve"));
     let path = |name: &str| at.join(name).to_str().unwrap().to_owned();
     let (token, ca) = (path("token"), path("certs/ca.pem"));

@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep, timeout};
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -57,7 +58,7 @@ impl Coordinator {
         let jobs = Jobs::open(farm.clone(), store, 2).await.expect("an empty store opens");
         let routes = control::routes(farm.clone(), jobs.clone(), Gate::new(None)).await;
         let incoming = doorman::incoming(listener, places);
-        let server = tokio::spawn(net::serve(routes, incoming, None, std::future::pending()));
+        let server = tokio::spawn(net::serve(net::server(None).expect("no certificate"), routes, incoming));
         let shutdown = CancellationToken::new();
         tokio::spawn(jobs.clone().run(shutdown.clone()));
         Self { farm, jobs, address, shutdown, server }
@@ -120,7 +121,12 @@ impl Coordinator {
     pub(crate) async fn done(&self, id: &str) -> Vec<u8> {
         let status = self.until(id, |s| s.state.is_final()).await;
         assert_eq!(status.state, RenderState::Done, "{status:?}");
-        self.jobs.fetch(id, gigasmith_coordinator::jobs::Fetched::Picture).await.expect("it is done")
+        let mut fetched = self.jobs.fetch(id, store::Part::Picture).await.expect("it is done");
+        let mut bytes = Vec::new();
+        while let Some(piece) = fetched.bytes.next().await {
+            bytes.extend_from_slice(&piece.expect("the store is there"));
+        }
+        bytes
     }
 
     pub(crate) async fn until_worker(&self, name: &str, state: WorkerState) -> WorkerStatus {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use gigasmith_worker::cli::{self, WorkerArgs};
 use gigasmith_worker::session::Ended;
-use gigasmith_worker::settings;
+use gigasmith_worker::settings::{self, Rules};
 
 /// Computes patches for a gigasmith coordinator.
 #[derive(Debug, Parser)]
@@ -19,14 +19,17 @@ struct Cli {
     worker: WorkerArgs,
 }
 
+const RULES: Rules = Rules { precedence: &[], own_table: Some("worker") };
+
 const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ and its name in capitals) or \
 from a TOML file.\n\nSIGTERM and Ctrl-C drain: the worker finishes what it has, then ends. Exit codes: 0 drained, \
-2 wrong arguments, 3 the model cannot be used or the coordinator refuses, 130 interrupted.";
+2 wrong arguments, 3 the model cannot be used, 4 a file cannot be read, 7 the coordinator refuses, 130 \
+interrupted.";
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
-    let command = match settings::apply(Cli::command(), &args) {
+    let command = match settings::apply(Cli::command(), &args, &RULES) {
         Ok(command) => command,
         Err(error) => return fail(&error, 2),
     };
@@ -46,7 +49,7 @@ async fn main() -> ExitCode {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         // The device may be in the middle of a long computation that nobody waits for any more.
         Ok(Ended::Interrupted) => std::process::exit(130),
-        Err(error) => fail(&error, 3),
+        Err(error) => fail(&error, error.exit_code()),
     }
 }
 
