@@ -35,6 +35,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 type Spoil = fn(&'static str, Array) -> Result<Array, BackendError>;
 
@@ -491,6 +495,19 @@ async fn probes_and_autoscalers_are_answered() {
     let mut health = HealthClient::new(coordinator.channel().await);
     let answer = health.check(HealthCheckRequest { service: String::new() }).await.unwrap();
     assert_eq!(answer.into_inner().status, 1);
+    let mut reflection = ServerReflectionClient::new(coordinator.channel().await);
+    let question = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers =
+        reflection.server_reflection_info(tokio_stream::once(question)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(listed)) = answer else { panic!("a list: {answer:?}") };
+    let services: Vec<&str> = listed.service.iter().map(|s| s.name.as_str()).collect();
+    for service in ["gigasmith.v1.Farm", "gigasmith.v1.Control", "grpc.health.v1.Health"] {
+        assert!(services.contains(&service), "{services:?}");
+    }
     let mut scaler = ExternalScalerClient::new(coordinator.channel().await);
     let object = |per_worker: Option<&str>| ScaledObjectRef {
         name: "workers".into(),

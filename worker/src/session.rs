@@ -122,7 +122,7 @@ pub async fn serve(
         device,
         slots: options.slots.max(1),
         options,
-        instance: instance(),
+        instance: Identifier::random(),
         desk: Desk::default(),
         library: Arc::default(),
         work: JoinSet::new(),
@@ -157,16 +157,6 @@ pub async fn serve(
             return Ok(worker.ended());
         }
     }
-}
-
-/// Which process this is.
-fn instance() -> Identifier {
-    use std::hash::{BuildHasher, RandomState};
-    let half = || RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()));
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&half().to_le_bytes());
-    bytes[8..].copy_from_slice(&half().to_le_bytes());
-    Identifier(bytes)
 }
 
 type Outbound = mpsc::Sender<v1::WorkerMessage>;

@@ -124,6 +124,8 @@ struct Owner {
     exams: HashMap<LeaseId, WorkerId>,
     shelf: Shelf,
     roster_is_old: bool,
+    /// Something happened that may let an examination go on.
+    exams_are_due: bool,
 }
 
 /// Performs commands until every handle is gone.
@@ -133,7 +135,7 @@ pub(super) async fn run(
     options: FarmOptions,
     shelf: Shelf,
 ) {
-    let identifier = random();
+    let identifier = Identifier::random();
     let base = u64::from_le_bytes(identifier.0[..8].try_into().expect("eight bytes")) >> 2;
     let mut owner = Owner {
         started: Instant::now(),
@@ -146,6 +148,7 @@ pub(super) async fn run(
         exams: HashMap::new(),
         shelf,
         roster_is_old: false,
+        exams_are_due: false,
     };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -168,7 +171,9 @@ pub(super) async fn run(
                 last_tick = Instant::now();
             }
         }
-        owner.examine();
+        if std::mem::take(&mut owner.exams_are_due) {
+            owner.examine();
+        }
         owner.assign();
         owner.tell_withdrawn();
         if std::mem::take(&mut owner.roster_is_old) {
@@ -180,17 +185,6 @@ pub(super) async fn run(
             });
         }
     }
-}
-
-/// Sixteen bytes that no other process draws. [`std::collections::hash_map::RandomState`] is keyed by
-/// the system's random source.
-fn random() -> Identifier {
-    use std::hash::{BuildHasher, RandomState};
-    let half = || RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()));
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&half().to_le_bytes());
-    bytes[8..].copy_from_slice(&half().to_le_bytes());
-    Identifier(bytes)
 }
 
 /// Whoever asks may have gone meanwhile: then nobody wants the answer.
@@ -304,7 +298,7 @@ impl Owner {
         self.admission.set_able(worker, is_able);
         let rating = self.admission.rating(worker);
         self.table.set_open(worker, rating.open && is_wanted, rating.mixes);
-        self.roster_is_old = true;
+        (self.roster_is_old, self.exams_are_due) = (true, true);
     }
 
     /// Lets the table know about every worker: after an examination others may be promoted.

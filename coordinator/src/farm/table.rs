@@ -334,7 +334,7 @@ impl TaskTable {
         if idle.is_empty() {
             return None;
         }
-        if let Some((worker, lease)) = self.queued_elsewhere(&idle) {
+        if let Some((worker, lease)) = self.queued_elsewhere(now, &idle) {
             let Lease { task, worker: holder, .. } = self.leases[&lease];
             self.withdrawn.push((holder, lease));
             self.end_lease(lease);
@@ -345,26 +345,27 @@ impl TaskTable {
     }
 
     /// A lease that waits in a worker's queue behind another, and an idle worker that would be done with
-    /// it sooner. Workers compute in the order they are given tasks: the oldest lease is under way.
-    fn queued_elsewhere(&self, idle: &[WorkerId]) -> Option<(WorkerId, LeaseId)> {
+    /// it clearly sooner. Workers compute in the order they are given tasks: the oldest lease is under way,
+    /// and when it is nearly done the next one may have begun already, unseen from here.
+    fn queued_elsewhere(&self, now: Millis, idle: &[WorkerId]) -> Option<(WorkerId, LeaseId)> {
         let queued = self.workers.iter().filter(|(_, w)| w.connected).flat_map(|(_, holder)| {
-            holder
-                .leases
-                .iter()
-                .enumerate()
-                .skip(1)
-                .map(move |(place, &lease)| (holder, place as u64 + 1, lease))
+            holder.leases.iter().enumerate().skip(1).map(move |(place, &lease)| (holder, place as u64, lease))
         });
-        let gain = |(holder, place, id): (&Worker, u64, LeaseId)| {
+        let gain = |(holder, before, id): (&Worker, u64, LeaseId)| {
             let entry = &self.tasks[&self.leases[&id].task];
             let job = &self.jobs[&entry.job];
-            let usual = |w: &Worker| self.usual.get(&(entry.kind, w.skills)).copied().unwrap_or(1);
-            let there = place * holder.pace.unwrap_or_else(|| usual(holder));
+            let pace = |w: &Worker| {
+                w.pace.unwrap_or_else(|| self.usual.get(&(entry.kind, w.skills)).copied().unwrap_or(1))
+            };
+            let there = pace(holder);
+            let begun = holder.leases.first().map_or(now, |l| self.leases[l].since).max(holder.last_result);
+            let left = there.saturating_sub(now.since(begun));
+            // A quarter of a task: less is not worth the risk of doing it twice.
             let sooner = |w: &&WorkerId| {
                 let worker = &self.workers[w];
                 worker.is_fit(job.options.requirement)
                     && !entry.failed_on.contains(w)
-                    && worker.pace.unwrap_or_else(|| usual(worker)) < there
+                    && pace(worker) + there / 4 < left + before * there
             };
             let usable = !job.paused && entry.leases.len() == 1;
             let best = idle.iter().filter(|w| usable && sooner(w)).min_by_key(|w| self.workers[w].pace)?;

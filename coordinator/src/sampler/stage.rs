@@ -239,4 +239,4 @@ fn chessboard(result: &mut Array, guide: &Array, bit: bool) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

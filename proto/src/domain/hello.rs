@@ -1,6 +1,8 @@
 //! How a worker and a coordinator introduce themselves to each other.
 
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::time::SystemTime;
 
 use super::ModelDescription;
 
@@ -10,6 +12,17 @@ pub const PROTOCOL: u32 = 1;
 /// Sixteen random bytes that tell one process from every other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identifier(pub [u8; 16]);
+
+impl Identifier {
+    /// Draws one. [`RandomState`] is keyed by the system's random source.
+    pub fn random() -> Self {
+        let half = || RandomState::new().hash_one((std::process::id(), SystemTime::now()));
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&half().to_le_bytes());
+        bytes[8..].copy_from_slice(&half().to_le_bytes());
+        Self(bytes)
+    }
+}
 
 impl fmt::Debug for Identifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -321,23 +321,27 @@ impl World {
     }
 }
 
-#[test]
+/// Runs a schedule per seed, or the one that `GIGASMITH_SIM_SEED` names; a failing seed is printed.
 #[allow(clippy::print_stderr)]
-fn random_schedules_keep_the_invariants() {
+pub(super) fn for_each_seed(seeds: u64, run: impl Fn(u64) + std::panic::RefUnwindSafe) {
     let seeds = match std::env::var("GIGASMITH_SIM_SEED").map(|s| s.parse()) {
         Ok(Ok(seed)) => seed..seed + 1,
         Ok(Err(error)) => panic!("GIGASMITH_SIM_SEED: {error}"),
-        Err(_) => 0..SEEDS,
+        Err(_) => 0..seeds,
     };
     for seed in seeds {
-        let run = std::panic::catch_unwind(|| {
-            let mut world = World::new(seed);
-            (0..EVENTS).for_each(|_| world.event());
-            world.finish();
-        });
-        if let Err(panic) = run {
+        if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
             eprintln!("the failing seed is {seed}: replay it with GIGASMITH_SIM_SEED={seed}");
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+#[test]
+fn random_schedules_keep_the_invariants() {
+    for_each_seed(SEEDS, |seed| {
+        let mut world = World::new(seed);
+        (0..EVENTS).for_each(|_| world.event());
+        world.finish();
+    });
 }

@@ -8,14 +8,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use gigasmith_proto::domain::{Array, BetaSchedule, PredictionType, ScheduleConfig, TimestepSpacing};
+use gigasmith_proto::domain::Array;
 
+use super::simulation::for_each_seed;
 use super::*;
 use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
 use crate::sampler::philox::{Philox, Purpose};
 use crate::sampler::plan::{Geometry, Plan, PlanKind};
-use crate::sampler::schedule::Schedule;
+use crate::sampler::stage::tests::schedule;
 use crate::sampler::stage::{PatchInput, StageRun, Start};
 use crate::sampler::units::LatentSize;
 
@@ -23,22 +24,13 @@ const SEEDS: u64 = 1_000;
 const STEPS: u32 = 3;
 
 fn stage(seed: u64) -> StageRun {
-    let config = ScheduleConfig {
-        beta_start: 0.00085,
-        beta_end: 0.012,
-        beta_schedule: BetaSchedule::ScaledLinear,
-        num_train_timesteps: 1000,
-        steps_offset: 1,
-        timestep_spacing: TimestepSpacing::Leading,
-        prediction_type: PredictionType::Epsilon,
-    };
     let kind = if seed.is_multiple_of(2) { PlanKind::Paper } else { PlanKind::Balanced };
     let size = LatentSize { height: 16 + (seed % 7) as usize, width: 18 + (seed % 5) as usize };
     let plan = Plan::draw(kind, Geometry::new(size, 8), STEPS as usize, seed, 1);
     let noise = NoiseField::from_seed(seed, 1, Purpose::Noise, 1);
     let latent = NoiseField::from_seed(seed, 1, Purpose::Encode, 1).whole(size);
     let guide = Guide::new(latent, noise);
-    StageRun::new(plan, Schedule::new(&config, STEPS).unwrap(), Start::Guided { guide, slider: 2 })
+    StageRun::new(plan, schedule(STEPS), Start::Guided { guide, slider: 2 })
 }
 
 /// A stand-in for the network.
@@ -182,31 +174,19 @@ impl World {
 }
 
 #[test]
-#[allow(clippy::print_stderr)]
 fn any_schedule_gives_the_bytes_of_the_sequential_loop() {
-    let seeds = match std::env::var("GIGASMITH_SIM_SEED").map(|s| s.parse()) {
-        Ok(Ok(seed)) => seed..seed + 1,
-        Ok(Err(error)) => panic!("GIGASMITH_SIM_SEED: {error}"),
-        Err(_) => 0..SEEDS,
-    };
-    for seed in seeds {
-        let run = std::panic::catch_unwind(|| {
-            let mut world = World::new(seed);
-            world.join();
-            for turn in 0.. {
-                world.hand_out();
-                if world.run.is_done() {
-                    break;
-                }
-                world.event();
-                assert!(turn < 100_000, "no progress: {:?}", world.run.progress());
+    for_each_seed(SEEDS, |seed| {
+        let mut world = World::new(seed);
+        world.join();
+        for turn in 0.. {
+            world.hand_out();
+            if world.run.is_done() {
+                break;
             }
-            let bits = |a: &Array| a.data().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&world.run.into_latent()), bits(&sequential(seed)), "other bytes");
-        });
-        if let Err(panic) = run {
-            eprintln!("the failing seed is {seed}: replay it with GIGASMITH_SIM_SEED={seed}");
-            std::panic::resume_unwind(panic);
+            world.event();
+            assert!(turn < 100_000, "no progress: {:?}", world.run.progress());
         }
-    }
+        let bits = |a: &Array| a.data().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&world.run.into_latent()), bits(&sequential(seed)), "other bytes");
+    });
 }

@@ -304,25 +304,29 @@ fn idle_workers_duplicate_overdue_leases_and_the_first_result_wins() {
 fn an_idle_worker_takes_over_what_stands_in_anothers_queue() {
     let mut bench = Bench::new();
     let busy = bench.join(2);
-    let (under_way, queued) = (bench.submit(0), bench.submit(1));
-    let (_, first, _) = bench.table.assign(NOW).unwrap();
-    let (_, second, _) = bench.table.assign(NOW).unwrap();
+    bench.submit(0);
+    let (_, lease, _) = bench.table.assign(NOW).unwrap();
+    bench.table.succeed(Millis(100), busy, lease);
+    let (under_way, queued) = (bench.submit(1), bench.submit(2));
+    let (_, first, _) = bench.table.assign(Millis(100)).unwrap();
+    let (_, second, _) = bench.table.assign(Millis(100)).unwrap();
     let idle = bench.join(2);
-    let (taker, lease, task) = bench.table.assign(Millis(1)).unwrap();
+    assert_eq!(bench.table.assign(Millis(190)), None, "the next task is about to begin where it is");
+    let (taker, lease, task) = bench.table.assign(Millis(110)).unwrap();
     assert_eq!((taker, task), (idle, queued));
     assert_eq!(bench.table.take_withdrawn(), [(busy, second)], "the other need not do it");
-    assert_eq!(bench.table.succeed(Millis(2), busy, second), Verdict::Stale);
-    assert_eq!(bench.table.assign(Millis(2)), None, "what is under way stays");
-    assert_eq!(bench.table.succeed(Millis(90), busy, first), Verdict::Done(under_way));
-    assert_eq!(bench.table.succeed(Millis(400), idle, lease), Verdict::Done(queued));
+    assert_eq!(bench.table.succeed(Millis(112), busy, second), Verdict::Stale);
+    assert_eq!(bench.table.assign(Millis(112)), None, "what is under way stays");
+    assert_eq!(bench.table.succeed(Millis(200), busy, first), Verdict::Done(under_way));
+    assert_eq!(bench.table.succeed(Millis(900), idle, lease), Verdict::Done(queued));
     // `idle` is slow, as it turns out: it leaves a fast worker's queue alone.
-    bench.submit(2);
     bench.submit(3);
+    bench.submit(4);
     bench.table.set_open(idle, false, false);
-    bench.table.assign(Millis(400)).unwrap();
-    bench.table.assign(Millis(400)).unwrap();
+    bench.table.assign(Millis(900)).unwrap();
+    bench.table.assign(Millis(900)).unwrap();
     bench.table.set_open(idle, true, true);
-    assert_eq!(bench.table.assign(Millis(401)), None);
+    assert_eq!(bench.table.assign(Millis(901)), None);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use super::*;
 
 const CHANNELS: usize = 2;
 
-fn schedule(steps: u32) -> Schedule {
+/// SDXL's schedule.
+pub(crate) fn schedule(steps: u32) -> Schedule {
     let config = ScheduleConfig {
         beta_start: 0.00085,
         beta_end: 0.012,
