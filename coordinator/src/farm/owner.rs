@@ -268,6 +268,9 @@ impl Owner {
                 (self.table.join(now, skills, hello.slots), Vec::new())
             }
         };
+        // A question asked on an earlier connection is lost with it, whether we saw that one break or not.
+        self.exams.retain(|_, w| *w != worker);
+        self.admission.set_able(worker, false);
         let from = self.members.connect(worker, hello, stream);
         let member = self.members.get(worker).expect("just connected");
         if known.is_none() {
