@@ -91,7 +91,7 @@ pub struct RenderRequest {
 }
 
 /// More text than any prompt has; the encoders see 77 tokens.
-const MAX_TEXT: usize = 64 << 10;
+const MAX_TEXT: usize = 1 << 20;
 
 impl RenderRequest {
     /// Whether it can be kept and resolved at all: what needs no model.
@@ -143,6 +143,6 @@ mod tests {
             assert!(from(wrong).check().unwrap_err().to_string().contains("make no sense"));
         }
         let long = RenderRequest { prompt: "x".repeat(MAX_TEXT + 1), ..RenderRequest::default() };
-        assert!(long.check().unwrap_err().to_string().contains("65537 bytes"));
+        assert!(long.check().unwrap_err().to_string().contains("1048577 bytes"));
     }
 }

@@ -175,7 +175,7 @@ fn renders_share_a_farm_by_priority_and_can_be_paused_continued_and_cancelled() 
     coordinator.told(&["pause", "first"]);
     let second = submit(&coordinator, "balanced", &["--priority", "5", "--seed", "3"]);
     let third = submit(&coordinator, "balanced", &["--seed", "4"]);
-    let _worker = coordinator.worker("synthetic:side=16,latency=10", "worker");
+    let _worker = coordinator.worker("synthetic:side=16,latency=20", "worker");
     coordinator.until(&["status", &second], |s| s["patches_done"].as_u64() > Some(0));
     let paused = coordinator.json(&["status", "first"]);
     assert_eq!(paused["state"], "paused");
