@@ -143,7 +143,8 @@ fn heading(status: &RenderStatus) -> String {
 pub(super) fn line(status: &RenderStatus) -> String {
     let mut parts = vec![progress(status)];
     if status.state == RenderState::Running && status.progress.phase.is_empty() {
-        parts.push(format!("{:.1}/s", status.progress.rate));
+        let rate = status.progress.rate;
+        parts.extend((rate > 0.0).then(|| format!("{rate:.1}/s")));
         parts.extend(status.seconds_left().map(|s| format!("{} left", duration(s))));
         parts.push(format!("{} worker{}", status.workers, if status.workers == 1 { "" } else { "s" }));
     }
