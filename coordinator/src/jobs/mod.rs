@@ -248,7 +248,7 @@ impl Jobs {
         self.0.store.set_state(id, &record).await
     }
 
-    /// The same where nobody waits to hear of a failure: tried again for a while.
+    /// The same where nobody waits to hear of a failure: tried until it is done.
     async fn persist_surely(&self, id: &str) {
         for pause in [1, 5, 20].into_iter().chain(std::iter::repeat(60)) {
             match self.persist(id).await {
@@ -358,7 +358,7 @@ impl Jobs {
             return Err(JobError::State { id: id.to_owned(), state, reason });
         }
         let reason = match part {
-            Part::Latents => "no stage ran, so there are no latents",
+            Part::Latents => "its latents are not in the store: no stage ran, or they could not be kept",
             _ => "its result is no longer in the store",
         };
         let found = self.0.store.result(id, part, stages).await?;
