@@ -14,8 +14,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
+use super::patch_set::PatchSet;
 use super::plan::{Plan, PlanKind};
 use super::units::{PatchId, Step, Window};
+
+/// A set of committed patches that no run can have left: one of them stands on one that is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("patch {} is committed, but one that it stands on is not", .0.0)]
+pub struct Unfounded(pub PatchId);
 
 /// Lists of patches, one per patch, stored flat.
 #[derive(Debug, Default)]
@@ -159,6 +165,25 @@ impl<R> Frontier<R> {
         let free = starts_after.iter().enumerate().filter(|(_, n)| **n == 0);
         let ready = free.map(|(i, _)| Reverse(PatchId(i as u32))).collect();
         Self { graph, ready, starts_after, commits_after, held: BTreeMap::new(), committed: 0 }
+    }
+
+    /// Where a run stood that had committed these patches.
+    pub fn restore(graph: Arc<Graph>, committed: &PatchSet) -> Result<Self, Unfounded> {
+        let mut frontier = Self::new(graph);
+        let Self { graph, ready, starts_after, commits_after, .. } = &mut frontier;
+        // Ascending order is an order in which they can have been committed.
+        for id in committed.iter() {
+            match (starts_after.get(id.index()), commits_after.get(id.index())) {
+                (Some(0), Some(0)) => {}
+                _ => return Err(Unfounded(id)),
+            }
+            graph.unblocks_commit.of(id).iter().for_each(|next| commits_after[next.index()] -= 1);
+            graph.unblocks_start.of(id).iter().for_each(|next| starts_after[next.index()] -= 1);
+        }
+        let open = (0..).map(PatchId).zip(starts_after.iter()).filter(|(_, n)| **n == 0);
+        *ready = open.map(|(id, _)| id).filter(|id| !committed.contains(*id)).map(Reverse).collect();
+        frontier.committed = committed.len();
+        Ok(frontier)
     }
 
     /// Takes the first patch, in plan order, whose input is final.

@@ -6,11 +6,13 @@
 //! and commits their results in an order that gives the same bytes as running them one by one.
 
 pub mod blend;
+pub mod blocks;
 pub mod canvas;
 pub mod cascade;
 pub mod graph;
 pub mod guidance;
 pub mod noise;
+pub mod patch_set;
 pub mod philox;
 pub mod plan;
 pub mod resize;

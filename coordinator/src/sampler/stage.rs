@@ -5,20 +5,25 @@
 //! ([`StageRules::outcome`]), and brings that back ([`StageRun::complete`]), with as many patches under way
 //! as it likes. The two in the middle are where the arithmetic is: they need no canvas, so that they can
 //! run on any thread. The bytes that come out do not depend on the order in which outcomes come in.
+//!
+//! A stage can be left at any moment ([`StageRun::saved`]) and taken up elsewhere ([`StageRun::restore`]):
+//! only what is not committed is computed again.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use gigasmith_proto::domain::Array;
 
 use super::blend::{self, Cell};
-use super::canvas::Canvas;
-use super::graph::{Frontier, Graph, reads_within_step};
+use super::blocks::{BlockGrid, OpenSteps};
+use super::canvas::{Canvas, SavedBlock};
+use super::graph::{Frontier, Graph, Unfounded, reads_within_step};
 use super::guidance::{Guide, PhaseMixer};
 use super::noise::NoiseField;
+use super::patch_set::PatchSet;
 use super::plan::Plan;
 use super::schedule::Schedule;
-use super::units::{PatchId, Step, Timestep, Window};
+use super::units::{LatentSize, PatchId, Step, Timestep, Window};
 
 /// What a stage starts from.
 #[derive(Debug)]
@@ -32,6 +37,31 @@ pub enum Start {
         /// Number of guided steps.
         slider: usize,
     },
+}
+
+/// Where a stage stands: enough to go on elsewhere. Blocks are shared with the canvas, not copied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SavedStage {
+    /// How the canvas is cut.
+    pub grid: BlockGrid,
+    /// Patches committed.
+    pub committed: PatchSet,
+    /// Blocks that a committed patch has touched, in ascending order; the others are as the stage began.
+    pub blocks: Vec<SavedBlock>,
+}
+
+/// A saved stage that does not fit its plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// Committed patches that no run can have left.
+    #[error(transparent)]
+    Unfounded(#[from] Unfounded),
+    /// Blocks for another canvas.
+    #[error("its blocks are not those of a {}x{} canvas", .0.width, .0.height)]
+    Canvas(LatentSize),
+    /// A block that is missing, one too many, or of another shape.
+    #[error("block {0} is missing, or not what the committed patches make of it")]
+    Block(usize),
 }
 
 /// A patch that can start, with everything it reads of the canvas.
@@ -93,6 +123,16 @@ pub struct StageRules {
 }
 
 impl StageRules {
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What guides, if anything does.
+    pub fn guide(&self) -> Option<&Guide> {
+        self.guide.as_ref()
+    }
+
     /// Rules 3 and 4: what the network sees of a patch.
     pub fn input(&self, start: PatchStart) -> PatchInput {
         let PatchStart { id, start, now } = start;
@@ -160,27 +200,73 @@ impl StageRules {
 #[derive(Debug)]
 pub struct StageRun {
     rules: Arc<StageRules>,
+    grid: BlockGrid,
     canvas: Canvas,
     frontier: Frontier<PatchOutcome>,
+    committed: PatchSet,
+    open: OpenSteps,
     under_way: HashSet<PatchId>,
 }
 
 impl StageRun {
     /// A stage before its first patch. The plan must have one entry per step of the schedule.
     pub fn new(plan: Plan, schedule: Schedule, start: Start) -> Self {
+        let saved =
+            SavedStage { grid: BlockGrid::of(&plan), committed: PatchSet::default(), blocks: Vec::new() };
+        Self::restore(plan, schedule, start, saved).expect("a stage without patches fits any plan")
+    }
+
+    /// A stage where another run with the same plan, schedule and start has left it.
+    pub fn restore(
+        plan: Plan,
+        schedule: Schedule,
+        start: Start,
+        saved: SavedStage,
+    ) -> Result<Self, RestoreError> {
         assert_eq!(plan.steps(), schedule.len(), "a plan has windows for every step");
-        let whole = plan.geometry().canvas.rect();
-        let (latent, guide, slider) = match start {
-            Start::Noise(noise) => (noise.window(whole), None, 0),
-            Start::Guided { guide, slider } => {
-                (guide.at(schedule.at(Step(0)).alphas_cumprod, whole), Some(guide), slider)
-            }
+        let SavedStage { grid, committed, blocks } = saved;
+        if grid.size() != plan.geometry().canvas {
+            return Err(RestoreError::Canvas(plan.geometry().canvas));
+        }
+        let first = schedule.at(Step(0)).alphas_cumprod;
+        let (slider, noise, guide) = match start {
+            Start::Noise(noise) => (0, Some(noise), None),
+            Start::Guided { guide, slider } => (slider, None, Some(guide)),
         };
         let graph = Arc::new(Graph::new(&plan, slider));
-        let frontier = Frontier::new(graph.clone());
-        let rules = StageRules { plan, schedule, guide, slider, graph, mixers: Mutex::default() };
-        let under_way = HashSet::new();
-        Self { rules: Arc::new(rules), canvas: Canvas::new(latent), frontier, under_way }
+        let frontier = Frontier::restore(graph.clone(), &committed)?;
+        let mut canvas = Canvas::new(grid, |window| match (&noise, &guide) {
+            (Some(noise), _) => noise.window(window),
+            (None, guide) => guide.as_ref().expect("a stage starts from one of them").at(first, window),
+        });
+        let (mut open, mut touched) = (OpenSteps::new(&plan, grid), BTreeMap::new());
+        for id in committed.iter() {
+            let (step, window) = (plan.step_of(id), plan.window(id));
+            canvas.mark_done(step, window);
+            grid.overlapping(window).for_each(|block| {
+                touched.insert(block, true);
+            });
+            open.commit(step, window, |block| {
+                touched.insert(block, false);
+            });
+        }
+        if blocks.len() != touched.len() {
+            return Err(RestoreError::Block(blocks.len().min(touched.len())));
+        }
+        for (mut block, (index, is_open)) in blocks.into_iter().zip(touched) {
+            // Where no step is open nobody reads it.
+            block.before = block.before.filter(|_| is_open);
+            if block.index != index || block.before.is_some() != is_open || !canvas.put(block) {
+                return Err(RestoreError::Block(index));
+            }
+        }
+        let rules = Arc::new(StageRules { plan, schedule, guide, slider, graph, mixers: Mutex::default() });
+        Ok(Self { rules, grid, canvas, frontier, committed, open, under_way: HashSet::new() })
+    }
+
+    /// Where the stage stands. Costs no copy; the blocks never change any more.
+    pub fn saved(&self) -> SavedStage {
+        SavedStage { grid: self.grid, committed: self.committed.clone(), blocks: self.canvas.saved() }
     }
 
     /// What turns starts into inputs and predictions into outcomes.
@@ -202,12 +288,14 @@ impl StageRun {
     /// Takes in a patch's outcome and commits what can be committed (rule 8), telling `observer`. Panics
     /// when the patch is not under way: the caller keeps to one outcome per patch.
     pub fn complete(&mut self, outcome: PatchOutcome, observer: &mut dyn StageObserver) {
-        let Self { canvas, frontier, under_way, .. } = self;
+        let Self { canvas, frontier, committed, open, under_way, .. } = self;
         let id = outcome.input.id;
         assert!(under_way.remove(&id), "an outcome belongs to a patch under way");
-        frontier.complete(id, outcome, |_, outcome| {
+        frontier.complete(id, outcome, |id, outcome| {
             let PatchOutcome { input, prediction, values, cells } = outcome;
             canvas.write_back(input.step, input.window, &cells, &values);
+            committed.insert(id);
+            open.commit(input.step, input.window, |block| canvas.forget_before(block));
             observer.committed(&input, &prediction, canvas);
         });
     }

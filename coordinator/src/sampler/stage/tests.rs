@@ -124,9 +124,51 @@ impl Case {
         now
     }
 
+    fn run(&self) -> StageRun {
+        StageRun::new(self.plan.clone(), schedule(self.plan.steps() as u32), self.start())
+    }
+
+    /// The same through the graph, left after every answer for which `leave` says so, and taken up from
+    /// copies of what was saved some answers earlier.
+    fn interrupted(
+        &self,
+        mut pick: impl FnMut(usize) -> usize,
+        mut leave: impl FnMut() -> bool,
+    ) -> (Array, usize) {
+        let (mut run, mut interruptions) = (self.run(), 0);
+        let mut saved = run.saved();
+        let mut kept = deep(&saved);
+        loop {
+            let mut flying = Vec::new();
+            while !run.is_done() {
+                while let Some(start) = run.next_patch() {
+                    flying.push(run.rules().input(start));
+                }
+                let outcome = answered(&run, flying.swap_remove(pick(flying.len())));
+                run.complete(outcome, &mut ());
+                if leave() {
+                    break;
+                }
+                if pick(3) == 0 {
+                    saved = run.saved();
+                    kept = deep(&saved);
+                }
+            }
+            if run.is_done() {
+                return (run.into_latent(), interruptions);
+            }
+            assert_eq!(deep(&saved), kept, "what is saved does not change any more");
+            interruptions += 1;
+            let schedule = schedule(self.plan.steps() as u32);
+            run = StageRun::restore(self.plan.clone(), schedule, self.start(), deep(&kept)).unwrap();
+            assert_eq!(run.progress().0, kept.committed.len());
+            assert_eq!(deep(&run.saved()), kept);
+        }
+    }
+
     /// The same through the graph, answers coming back in an order that `pick` chooses.
     fn through_graph(&self, mut pick: impl FnMut(usize) -> usize) -> Array {
-        let mut run = StageRun::new(self.plan.clone(), schedule(self.plan.steps() as u32), self.start());
+        let mut run = self.run();
         let mut flying = Vec::new();
         while !run.is_done() {
             while let Some(start) = run.next_patch() {
@@ -138,6 +180,18 @@ impl Case {
         assert_eq!(run.progress().0, self.plan.len());
         run.into_latent()
     }
+}
+
+/// A copy that shares nothing.
+fn deep(saved: &SavedStage) -> SavedStage {
+    let copy = |values: &Arc<Array>| Arc::new(Array::clone(values));
+    let block = |b: &SavedBlock| SavedBlock {
+        version: 1,
+        now: copy(&b.now),
+        before: b.before.as_ref().map(copy),
+        ..b.clone()
+    };
+    SavedStage { blocks: saved.blocks.iter().map(block).collect(), ..saved.clone() }
 }
 
 fn answered(run: &StageRun, input: PatchInput) -> PatchOutcome {
@@ -165,6 +219,54 @@ proptest! {
         prop_assert_eq!(&bits(&case.through_graph(|_| 0)), &oracle);
         prop_assert_eq!(&bits(&case.through_graph(|n| n - 1)), &oracle);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn a_stage_left_anywhere_and_taken_up_again_gives_the_same_bytes(
+        height in 4usize..40, width in 4usize..40, slider in 0usize..5, seed: u64, balanced: bool,
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 64),
+    ) {
+        let kind = if balanced { PlanKind::Balanced } else { PlanKind::Paper };
+        let case = Case::new(kind, LatentSize { height, width }, 4, slider, seed);
+        let oracle = bits(&case.through_graph(|_| 0));
+        let (mut turn, mut answers) = (0, 0usize);
+        let (latent, _) = case.interrupted(
+            |n| { turn += 1; picks[turn % picks.len()].index(n) },
+            || { answers += 1; answers < 300 && answers.is_multiple_of(7) },
+        );
+        prop_assert_eq!(bits(&latent), oracle);
+    }
+}
+
+#[test]
+fn a_saved_stage_that_makes_no_sense_is_refused() {
+    let case = Case::new(PlanKind::Balanced, LatentSize { height: 30, width: 30 }, 3, 2, 5);
+    let mut run = case.run();
+    let restore = |saved| StageRun::restore(case.plan.clone(), schedule(3), case.start(), saved).err();
+    for _ in 0..4 {
+        let start = run.next_patch().unwrap();
+        let outcome = answered(&run, run.rules().input(start));
+        run.complete(outcome, &mut ());
+    }
+    let saved = run.saved();
+    assert_eq!(restore(saved.clone()), None);
+    let unfounded =
+        PatchSet::from_ranges(&[(0, 1), (case.plan.len() as u32 - 1, case.plan.len() as u32)], 999);
+    let last = PatchId(case.plan.len() as u32 - 1);
+    let wrong = SavedStage { committed: unfounded.unwrap(), ..saved.clone() };
+    assert_eq!(restore(wrong), Some(RestoreError::Unfounded(Unfounded(last))));
+    let beyond = SavedStage { committed: PatchSet::from_ranges(&[(0, 999)], 999).unwrap(), ..saved.clone() };
+    assert!(matches!(restore(beyond), Some(RestoreError::Unfounded(_))));
+    let mut fewer = saved.clone();
+    fewer.blocks.remove(0);
+    assert!(matches!(restore(fewer), Some(RestoreError::Block(_))));
+    let mut flat = saved.clone();
+    flat.blocks[0].before = None;
+    assert_eq!(restore(flat), Some(RestoreError::Block(0)));
+    let grid = BlockGrid::new(LatentSize { height: 30, width: 31 }, 16);
+    assert!(matches!(restore(SavedStage { grid, ..saved }), Some(RestoreError::Canvas(_))));
 }
 
 #[test]
