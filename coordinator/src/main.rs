@@ -22,7 +22,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     let Err(failure) = cli::run(cli).await else { return ExitCode::SUCCESS };
     let code = fail(&failure);
-    if matches!(failure, Failure::Interrupted | Failure::Stopped | Failure::Unwatched(_)) {
+    if matches!(failure, Failure::Interrupted | Failure::Stopped | Failure::Unwatched(_) | Failure::Left(_)) {
         // The device may be in the middle of a long computation that nobody waits for any more.
         std::process::exit(failure.exit_code().into());
     }

@@ -3,14 +3,18 @@
 //! It is stored with the picture, and read back to make the same picture again. No time, host, path or
 //! worker is part of it.
 
+use std::collections::BTreeSet;
+
 use gigasmith_proto::MAX_MESSAGE_BYTES;
 use gigasmith_proto::domain::{Component, ModelDescription, NumericClass, WireDtype};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::sampler::cascade::{Cascade, CascadeError};
 use crate::sampler::plan::PlanKind;
 use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
+use crate::store::BlobId;
 
 /// The version of [`RenderSpec`] that this program writes.
 pub const SPEC_VERSION: u32 = 1;
@@ -160,6 +164,27 @@ pub enum SpecError {
 }
 
 impl RenderSpec {
+    /// The BLAKE3 of its JSON: what checkpoints are bound to.
+    pub fn hash(&self) -> BlobId {
+        BlobId::of(&serde_json::to_vec(self).expect("a spec is plain data"))
+    }
+
+    /// The size of a stage's picture, 0 for the base; `None` beyond the last.
+    pub fn stage_size(&self, stage: u32) -> Option<ImageSize> {
+        match stage.checked_sub(1) {
+            None => Some(self.base),
+            Some(i) => self.upscales.get(i as usize).map(|u| u.size),
+        }
+    }
+
+    /// Every setting that differs in `other`: its name, the value here, the value there.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let value = |spec: &Self| serde_json::to_value(spec).expect("a spec is plain data");
+        let mut found = Vec::new();
+        differ("", &value(self), &value(other), &mut found);
+        found
+    }
+
     /// Whether every setting is in its range and known to the model. Steps and sliders are checked
     /// where they are resolved.
     pub fn check(&self, model: &ModelDescription) -> Result<(), SpecError> {
@@ -179,6 +204,27 @@ impl RenderSpec {
         let Some(PagSpec { scale, blocks }) = &self.pag else { return Ok(()) };
         number("pag scale", *scale, f32::MIN_POSITIVE)?;
         check_pag_blocks(blocks, model)
+    }
+}
+
+/// Compares two JSON values down to what differs.
+fn differ(name: &str, a: &Value, b: &Value, found: &mut Vec<String>) {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for key in names {
+                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                differ(&name, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), found);
+            }
+        }
+        _ if a == b => {}
+        _ => {
+            let show = |v: &Value| match v {
+                Value::Null => "nothing".to_owned(),
+                v => v.to_string(),
+            };
+            found.push(format!("{} is {}, was {}", name.replace('_', " "), show(b), show(a)));
+        }
     }
 }
 

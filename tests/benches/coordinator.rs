@@ -269,7 +269,7 @@ struct Clock {
 }
 
 impl gigasmith_coordinator::render::Progress for Clock {
-    fn stage(&mut self, _: u32, _: u32, _: ImageSize, _: usize) {
+    fn stage(&mut self, _: gigasmith_coordinator::render::StageBegin) {
         self.marks = vec![mark(0)];
     }
 

@@ -238,7 +238,7 @@ struct Clock {
 }
 
 impl gigasmith_coordinator::render::Progress for Clock {
-    fn stage(&mut self, _: u32, _: u32, _: ImageSize, _: usize) {
+    fn stage(&mut self, _: gigasmith_coordinator::render::StageBegin) {
         self.started = Some(Instant::now());
     }
 

@@ -34,6 +34,10 @@ pub enum Failure {
     Stopped,
     /// Somebody stopped looking at a render, which goes on: 130.
     Unwatched(&'static str),
+    /// A render was interrupted that can go on: 130.
+    Left(String),
+    /// Somebody newer works on it: 8.
+    Superseded(String),
     /// Nobody reads the output any more: 0, as it is no fault.
     Unread,
 }
@@ -65,7 +69,8 @@ impl Failure {
             Self::Output(_) => 5,
             Self::Render(_) => 6,
             Self::Farm(_) => 7,
-            Self::Interrupted | Self::Stopped | Self::Unwatched(_) => 130,
+            Self::Superseded(_) => 8,
+            Self::Interrupted | Self::Stopped | Self::Unwatched(_) | Self::Left(_) => 130,
             Self::Unread => 0,
         }
     }
@@ -79,7 +84,9 @@ impl fmt::Display for Failure {
             | Self::Input(m)
             | Self::Output(m)
             | Self::Render(m)
-            | Self::Farm(m) => f.write_str(m),
+            | Self::Farm(m)
+            | Self::Superseded(m)
+            | Self::Left(m) => f.write_str(m),
             Self::Deviation => f.write_str("the trace does not match: see what did not pass"),
             Self::Interrupted => f.write_str("interrupted: no unfinished picture was written"),
             Self::Stopped => f.write_str("interrupted: what this worker had goes to others"),
@@ -150,7 +157,8 @@ impl From<RenderError> for Failure {
     fn from(error: RenderError) -> Self {
         match error {
             RenderError::Schedule(error) => Self::Usage(error.to_string()),
-            error @ RenderError::Task(_) => Self::Render(error.to_string()),
+            RenderError::Stopped => Self::Interrupted,
+            error => Self::Render(error.to_string()),
         }
     }
 }

@@ -7,9 +7,12 @@ mod certs;
 mod client;
 mod failure;
 mod follow;
+mod kept;
 mod manage;
 mod progress;
 mod render;
+mod renders;
+mod resume;
 mod seeds;
 mod serve;
 mod settings;
@@ -26,6 +29,7 @@ use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_worker::cli::WorkerArgs;
 use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings::{self as settings_file, Precedence, Rules};
+use tokio_util::sync::CancellationToken;
 
 pub use failure::Failure;
 
@@ -44,12 +48,16 @@ const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ a
 from a TOML file with a table per command.\n\n\
 Exit codes: 0 done, 1 a verification failed, 2 wrong arguments, 3 the model cannot be used, 4 an input \
 cannot be read, 5 an output cannot be written, 6 the render failed, 7 the farm cannot be reached or \
-refuses, 130 interrupted.";
+refuses, 8 another coordinator took over, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Turn a prompt, or an existing picture, into a high-resolution picture on this machine.
     Render(Box<render::RenderArgs>),
+    /// Go on with an interrupted render of a store, on this machine.
+    Resume(resume::ResumeArgs),
+    /// List the renders of a store, and whether they can go on; remove them.
+    Renders(renders::RendersArgs),
     /// Coordinate a farm: accept renders, hand patches to workers, keep what they make.
     Serve(serve::ServeArgs),
     /// Work for a coordinator elsewhere, on one device.
@@ -120,6 +128,30 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
                 Ended::Interrupted => Err(Failure::Stopped),
             }
         }
+        // These leave a last checkpoint.
+        command @ (Command::Render(_) | Command::Resume(_)) => {
+            let stop = CancellationToken::new();
+            let work = async {
+                match command {
+                    Command::Render(args) => render::run(*args, stop.clone()).await,
+                    Command::Resume(args) => resume::run(args, stop.clone()).await,
+                    _ => unreachable!("it is one of the two"),
+                }
+            };
+            let mut work = std::pin::pin!(work);
+            tokio::select! {
+                done = &mut work => return done,
+                signal = interrupted() => {
+                    signal.map_err(|e| Failure::render(format!("cannot listen for Ctrl-C: {e}")))?;
+                }
+            }
+            stop.cancel();
+            tokio::select! {
+                done = work => done,
+                // Asked twice, it ends at once.
+                _ = interrupted() => Err(Failure::Interrupted),
+            }
+        }
         command => {
             let goes_on = matches!(command, Command::Submit(_) | Command::Watch(_));
             tokio::select! {
@@ -136,7 +168,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
 /// Runs what ends by itself.
 async fn run_once(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Render(args) => render::run(*args).await,
+        Command::Renders(args) => renders::run(args).await,
         Command::Submit(args) => submit::run(*args).await,
         Command::Status(args) => manage::status(args).await,
         Command::Watch(args) => manage::watch(args).await,
@@ -148,7 +180,9 @@ async fn run_once(command: Command) -> Result<(), Failure> {
         Command::Workers(args) => manage::workers(args).await,
         Command::Certs(args) => certs::run(&args),
         Command::Verify(args) => verify::run(args).await,
-        Command::Serve(_) | Command::Worker(_) => unreachable!("they run until they are told to stop"),
+        Command::Serve(_) | Command::Worker(_) | Command::Render(_) | Command::Resume(_) => {
+            unreachable!("they mind the signals themselves")
+        }
     }
 }
 

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::tell;
-use crate::render::Progress;
-use crate::sampler::units::ImageSize;
+use crate::render::{Progress, StageBegin};
 
 /// Between two plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -29,6 +28,8 @@ pub(super) enum Display {
 pub(super) struct PlainStage {
     label: String,
     patches: usize,
+    /// Patches that an earlier run has done.
+    before: usize,
     started: Instant,
     shown: Instant,
 }
@@ -72,7 +73,8 @@ fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
 }
 
 impl Progress for Display {
-    fn stage(&mut self, stage: u32, total: u32, size: ImageSize, patches: usize) {
+    fn stage(&mut self, begin: StageBegin) {
+        let StageBegin { stage, total, size, patches, done } = begin;
         self.finish();
         let label = format!("stage {}/{total} {size}", stage + 1);
         match self {
@@ -81,12 +83,18 @@ impl Progress for Display {
                 let style = "{msg:<22} {bar:32} {pos:>5}/{len} patches  {rate:>8}  {eta} left";
                 let style = ProgressStyle::with_template(style).expect("the template is well formed");
                 let style = style.with_key("rate", rate);
-                *bar = Some(ProgressBar::new(patches as u64).with_style(style).with_message(label));
+                let new = ProgressBar::new(patches as u64).with_style(style).with_message(label);
+                // What an earlier run has done says nothing about the rate.
+                *bar = Some(new.with_position(done as u64));
+                bar.iter().for_each(ProgressBar::reset_eta);
             }
             Self::Plain(plain) => {
-                tell(&format!("{label}: {patches} patches"));
+                match done {
+                    0 => tell(&format!("{label}: {patches} patches")),
+                    _ => tell(&format!("{label}: {patches} patches, {done} of them done")),
+                }
                 let now = Instant::now();
-                *plain = Some(PlainStage { label, patches, started: now, shown: now });
+                *plain = Some(PlainStage { label, patches, before: done, started: now, shown: now });
             }
         }
     }
@@ -96,7 +104,7 @@ impl Progress for Display {
             Self::Bars(Some(bar)) => bar.set_position(done as u64),
             Self::Plain(Some(stage)) if stage.shown.elapsed() >= PLAIN_EVERY => {
                 stage.shown = Instant::now();
-                let rate = done as f64 / stage.started.elapsed().as_secs_f64();
+                let rate = (done - stage.before) as f64 / stage.started.elapsed().as_secs_f64();
                 let left = (stage.patches - done) as f64 / rate;
                 tell(&format!(
                     "{}: {done}/{} patches, {rate:.1}/s, {left:.0} s left",
@@ -113,6 +121,17 @@ impl Progress for Display {
             let spinner = ProgressBar::new_spinner().with_message(what);
             spinner.enable_steady_tick(Duration::from_millis(120));
             *bar = Some(spinner);
+        }
+    }
+
+    fn late(&mut self, reason: Option<&str>) {
+        let line = match reason {
+            Some(reason) => format!("warning: checkpoints are late: {reason}; the render goes on"),
+            None => "checkpoints are on time again".to_owned(),
+        };
+        match self {
+            Self::Bars(Some(bar)) => bar.suspend(|| tell(&line)),
+            _ => tell(&line),
         }
     }
 

@@ -1,20 +1,22 @@
 //! `gigasmith render`: arguments, and one picture after the other.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
 use gigasmith_worker::cli::DeviceArgs;
 use gigasmith_worker::model::ModelSource;
+use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
+use super::kept::{DEFAULT_STORE, KeepArgs, Keeping};
 use super::progress::Display;
 use super::seeds::Seeds;
 use super::settings::{Asked, PictureArgs};
 use super::worker;
 use crate::output::{Settings, check_writable, write_atomically, write_latents, write_png};
 use crate::render::{Progress, RenderInputs, Rendered, render};
-use crate::request::{Resolved, resolve};
+use crate::request::{RenderRequest, Resolved, resolve};
 use crate::sampler::plan::PlanFile;
 use crate::spec::RenderSpec;
 
@@ -27,6 +29,16 @@ pub(super) struct RenderArgs {
     device: DeviceArgs,
     #[command(flatten)]
     files: FileArgs,
+    /// Keep checkpoints in this store, so that the render can go on after whatever stops it: a folder, file://,
+    /// s3://, gs:// or az://.
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// The render's id in the store, gigasmith-store unless --store says otherwise. If it is there and
+    /// unfinished, it goes on. Several seeds make several renders, NAME-SEED.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    keep: KeepArgs,
     /// No progress.
     #[arg(short, long)]
     quiet: bool,
@@ -47,6 +59,16 @@ pub(super) struct FileArgs {
 }
 
 impl FileArgs {
+    /// The files of one of the seeds.
+    fn of(&self, seeds: &Seeds, seed: u64) -> Self {
+        let named = |path: &Option<PathBuf>| path.as_ref().map(|p| seeds.file(p, seed));
+        Self {
+            output: seeds.file(&self.output, seed),
+            save_latents: named(&self.save_latents),
+            save_plan: named(&self.save_plan),
+        }
+    }
+
     /// Fails when a file could not be written, or two have one name: before hours of work, not after.
     pub(super) fn check(&self, seeds: &Seeds) -> Result<(), Failure> {
         if self.output.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
@@ -71,9 +93,19 @@ impl FileArgs {
 }
 
 /// Renders one picture per seed.
-pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: RenderArgs, stop: CancellationToken) -> Result<(), Failure> {
     let asked = args.picture.read()?;
     args.files.check(&asked.seeds)?;
+    if args.store.is_some() || args.name.is_some() {
+        return run_kept(args, asked, stop).await;
+    }
+    tokio::select! {
+        done = run_unkept(args, asked) => done,
+        () = stop.cancelled() => Err(Failure::Interrupted),
+    }
+}
+
+async fn run_unkept(args: RenderArgs, asked: Asked) -> Result<(), Failure> {
     let mut display = Display::new(args.quiet);
     let mut embedded = worker::start(source(&asked)?, &args.device).await?;
     let lane = embedded.lane().await?;
@@ -89,11 +121,38 @@ pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
         let rendered =
             embedded.until_worker_ends(render(lane.clone(), &spec, inputs, &mut display)).await??;
         display.phase("writing");
-        let path = asked.seeds.file(&args.files.output, seed);
-        let named = |name: &Path| asked.seeds.file(name, seed);
-        write(&args.files, named, &rendered, spec, model.patch_side as usize)?;
+        let files = args.files.of(&asked.seeds, seed);
+        write(&files, &rendered, spec, model.patch_side as usize)?;
         let seconds = started.elapsed().as_secs_f64();
-        display.say(&format!("wrote {} (seed {seed}, {seconds:.1} s)", path.display()));
+        display.say(&format!("wrote {} (seed {seed}, {seconds:.1} s)", files.output.display()));
+    }
+    drop(lane);
+    embedded.stop().await;
+    Ok(())
+}
+
+/// The same with checkpoints in a store: what is there already goes on from where it was.
+async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Result<(), Failure> {
+    let url = args.store.as_deref().unwrap_or(DEFAULT_STORE);
+    let keeping = Keeping::open(url, &args.keep, stop.clone()).await?;
+    let mut display = Display::new(args.quiet);
+    let prepare = async {
+        let names = keeping.check_names(args.name.as_deref(), &asked.seeds).await?;
+        let mut embedded = worker::start(source(&asked)?, &args.device).await?;
+        let lane = embedded.lane().await?;
+        Ok::<_, Failure>((names, embedded, lane))
+    };
+    let (names, mut embedded, lane) = keeping.unless_stopped(prepare).await?;
+    let Resolved { spec, warnings, .. } =
+        resolve(&asked.request, &asked.inputs, lane.model()).map_err(Failure::usage)?;
+    display.finish();
+    warnings.iter().for_each(|w| display.warn(w));
+    for (&seed, name) in asked.seeds.0.iter().zip(names) {
+        let spec = RenderSpec { seed, ..spec.clone() };
+        let request = RenderRequest { seed, ..asked.request.clone() };
+        let taken = keeping.unless_stopped(keeping.take_up(name, request, &asked.inputs, spec)).await?;
+        let files = args.files.of(&asked.seeds, seed);
+        keeping.finish(taken, files, (&mut embedded, &lane), &mut display).await?;
     }
     drop(lane);
     embedded.stop().await;
@@ -111,26 +170,21 @@ fn source(asked: &Asked) -> Result<ModelSource, Failure> {
     })
 }
 
-/// Writes what was asked for; `named` turns an argument into the file for this seed.
-fn write(
-    files: &FileArgs,
-    named: impl Fn(&Path) -> PathBuf,
-    rendered: &Rendered,
-    spec: RenderSpec,
-    patch_side: usize,
-) -> Result<(), Failure> {
+/// Writes what was asked for.
+fn write(files: &FileArgs, rendered: &Rendered, spec: RenderSpec, patch_side: usize) -> Result<(), Failure> {
     let settings = Settings::new(spec);
-    write_png(&named(&files.output), &rendered.picture, &settings)?;
+    write_png(&files.output, &rendered.picture, &settings)?;
     if let Some(path) = &files.save_latents {
-        let latent = rendered
-            .latent
-            .as_ref()
-            .ok_or_else(|| Failure::output("no stage ran, so there are no latents to save"))?;
-        write_latents(&named(path), latent, &settings)?;
+        let latent = rendered.latent.as_ref().ok_or_else(no_latents)?;
+        write_latents(path, latent, &settings)?;
     }
     if let Some(path) = &files.save_plan {
         let json = PlanFile::of(&rendered.plans, patch_side).to_json();
-        write_atomically(&named(path), |file| file.write_all(&json))?;
+        write_atomically(path, |file| file.write_all(&json))?;
     }
     Ok(())
+}
+
+pub(super) fn no_latents() -> Failure {
+    Failure::output("no stage ran, so there are no latents to save")
 }

@@ -11,18 +11,21 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use super::failure::Failure;
+use super::kept::{KeepArgs, owner};
 use super::{interrupted, print};
 use crate::control;
 use crate::farm::{Farm, FarmOptions};
-use crate::jobs::Jobs;
+use crate::jobs::{Jobs, JobsOptions};
 use crate::net::auth::Gate;
 use crate::net::{self, doorman};
-use crate::store;
+use crate::store::{self, Claim, RenderStore, StoreError};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long renders and the store may take to end.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// How long renders may take to end, each with a last checkpoint.
+const FAREWELL: Duration = Duration::from_secs(25);
+/// How often it is looked whether another coordinator has taken over the store.
+const WATCH: Duration = Duration::from_secs(10);
 
 /// Arguments of `gigasmith serve`.
 #[derive(Debug, Args)]
@@ -38,6 +41,8 @@ pub(super) struct ServeArgs {
     /// Renders that are begun at a time; each takes memory. The others wait their turn.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     active: u16,
+    #[command(flatten)]
+    keep: KeepArgs,
     /// Connections at a time, workers and people together.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(2..))]
     max_connections: u32,
@@ -69,15 +74,18 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let address =
         listener.local_addr().map_err(|e| Failure::farm(format!("the port has no address: {e}")))?;
     let store = store::open(&args.store).map_err(Failure::output)?;
+    let unusable = |e: StoreError| Failure::output(format!("the store {} cannot be used: {e}", args.store));
+    let owner = owner();
+    let claim = store.claim_store(&owner).await.map_err(unusable)?;
     let farm = Farm::start(FarmOptions { examines: true });
-    let jobs = Jobs::open(farm.clone(), store, args.active.into())
-        .await
-        .map_err(|e| Failure::output(format!("the store {} cannot be used: {e}", args.store)))?;
+    let options = JobsOptions { active: args.active.into(), keep: args.keep.options(), owner };
+    let jobs = Jobs::open(farm.clone(), store.clone(), options).await.map_err(unusable)?;
     let routes = control::routes(farm, jobs.clone(), Gate::new(token.as_deref())).await;
     let incoming = doorman::incoming(listener, args.max_connections as usize);
     let mut server = tokio::spawn(net::serve(server, routes, incoming));
     let shutdown = CancellationToken::new();
     let mut running = tokio::spawn(jobs.run(shutdown.clone()));
+    let mut lost = None;
     print(&format!("listening on {scheme}://{address}, renders in {}", args.store))?;
     tokio::select! {
         ended = &mut server => {
@@ -92,9 +100,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
             let reason = ended.err().map_or("it ended".to_owned(), |e| e.to_string());
             return Err(Failure::farm(format!("a bug in gigasmith, please report it: {reason}")));
         }
+        taken_over = superseded(&store, &claim) => lost = Some(Failure::Superseded(taken_over.to_string())),
         signal = interrupted() => signal.map_err(|e| Failure::farm(format!("cannot listen for signals: {e}")))?,
     }
-    tracing::info!("stopping: unfinished renders are taken up at the next start");
+    tracing::info!("stopping, after a last checkpoint of each render: they are taken up at the next start");
     shutdown.cancel();
     tokio::select! {
         _ = tokio::time::timeout(FAREWELL, running) => {}
@@ -103,7 +112,19 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     }
     // Workers hold their streams open for ever: they reconnect to the next coordinator.
     server.abort();
-    Ok(())
+    lost.map_or(Ok(()), Err)
+}
+
+/// Resolves when another coordinator has taken over the store.
+async fn superseded(store: &RenderStore, claim: &Claim) -> StoreError {
+    loop {
+        tokio::time::sleep(WATCH).await;
+        match store.check(claim).await {
+            Err(error @ (StoreError::Superseded { .. } | StoreError::Removed(_))) => return error,
+            // A store that is away shows nobody newer.
+            _ => {}
+        }
+    }
 }
 
 impl ServeArgs {

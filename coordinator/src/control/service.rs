@@ -55,7 +55,10 @@ fn status(error: JobError) -> Status {
         JobError::State { .. } => Status::failed_precondition(message),
         JobError::Request(_) | JobError::Name(_) => Status::invalid_argument(message),
         JobError::Store(StoreError::Taken(_)) => Status::already_exists(message),
-        JobError::Store(StoreError::Damaged { .. }) => Status::data_loss(message),
+        JobError::Store(StoreError::Damaged { .. } | StoreError::Version { .. }) => {
+            Status::data_loss(message)
+        }
+        JobError::Store(StoreError::Superseded { .. } | StoreError::Removed(_)) => Status::aborted(message),
         JobError::Store(StoreError::Store { .. }) | JobError::NotStored(_) => Status::unavailable(message),
         JobError::Bug(_) => Status::internal(message),
     }

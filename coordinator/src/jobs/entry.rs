@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::{JobChange, JobError};
 use crate::farm::Lane;
+use crate::render::StageBegin;
 use crate::spec::RenderSpec;
 use crate::store::{RenderRecord, StateRecord, Stored};
 
@@ -29,6 +30,8 @@ pub(super) struct Entry {
     pub(super) runner: Option<JoinHandle<()>>,
     /// What keeps it waiting beside the workers, such as a store that is away; empty when nothing does.
     pub(super) trouble: String,
+    /// Why its checkpoints are late; empty when they are not.
+    pub(super) late: String,
     /// Held while a person's change is made.
     pub(super) changing: Arc<AsyncMutex<()>>,
     /// Held while its state is written.
@@ -53,6 +56,7 @@ impl Entry {
             lane: None,
             runner: None,
             trouble: String::new(),
+            late: String::new(),
             changing: Arc::default(),
             writing: Arc::default(),
             recent: VecDeque::new(),
@@ -71,6 +75,7 @@ impl Entry {
         self.progress.phase.clear();
         self.progress.rate = 0.0;
         self.trouble.clear();
+        self.late.clear();
         self.lane = None;
         self.runner = None;
         self.recent.clear();
@@ -118,19 +123,25 @@ impl Entry {
         Ok(None)
     }
 
-    /// A stage begins.
-    pub(super) fn stage(&mut self, stage: u32, stages: u32, size: (u32, u32), patches: u64, left: u64) {
+    /// A stage begins, or is taken up; `later`: patches of the stages after it.
+    pub(super) fn stage(&mut self, begin: StageBegin, later: u64) {
         self.recent.clear();
+        let (patches, done) = (begin.patches as u64, begin.done as u64);
         self.progress = Progressed {
-            stage,
-            stages,
-            stage_size: Some(size),
-            patches_done: 0,
+            stage: begin.stage,
+            stages: begin.total,
+            stage_size: Some((begin.size.width, begin.size.height)),
+            patches_done: done,
             patches,
             phase: String::new(),
             rate: 0.0,
-            patches_left: left,
+            patches_left: patches - done + later,
         };
+    }
+
+    /// It was taken over by another coordinator: it rests here, and its stored state stays that one's.
+    pub(super) fn lose(&mut self, reason: String) {
+        self.end(RenderState::Paused, reason);
     }
 
     /// So many of the stage's patches are done.
@@ -163,6 +174,8 @@ impl Entry {
     pub(super) fn status(&self, reason: String, workers: usize) -> RenderStatus {
         let request = &self.record.request;
         let size = self.spec.as_ref().map(|s| s.upscales.last().map_or(s.base, |u| u.size));
+        let late = (!self.late.is_empty())
+            .then(|| format!("checkpoints are late: {}; the render goes on", self.late));
         RenderStatus {
             id: self.record.id.clone(),
             state: self.state,
@@ -174,7 +187,7 @@ impl Entry {
             progress: self.progress.clone(),
             workers: if self.state.is_final() { 0 } else { workers as u32 },
             reason,
-            warnings: self.warnings.clone(),
+            warnings: self.warnings.iter().cloned().chain(late).collect(),
         }
     }
 }

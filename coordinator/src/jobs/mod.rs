@@ -2,8 +2,7 @@
 //!
 //! `queue.rs` and `reason.rs` decide (pure); [`Jobs`] performs: it keeps every render's state, starts the
 //! ones whose turn it is, and writes changes to the store. A render is stored before it is acknowledged;
-//! after a restart every unfinished one is taken up again from its newest finished stage, to the same
-//! bytes.
+//! after a restart every unfinished one is taken up again from its newest checkpoint, to the same bytes.
 //!
 //! Invariants: the state's lock is never held across an await; changes to one render, its lane's and its
 //! stored state follow one another; a render is started once at a time; what a person changes is stored
@@ -26,14 +25,12 @@ use crate::farm::{Farm, Roster};
 use crate::request::{RenderRequest, RequestError, RequestInputs, resolve};
 use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
-    Fetched, InputPicture, Part, RenderRecord, RenderStore, StateRecord, StoreError, Stored, VERSION, hash_of,
+    Fetched, KeepOptions, NewRender, Owner, Part, RenderRecord, RenderStore, StateRecord, StoreError, Stored,
 };
 use entry::Entry;
 
 /// How often the queue is looked at even if nothing is heard.
 const TICK: Duration = Duration::from_secs(1);
-/// Ids that are tried before a submission without a name is refused.
-const FREE_IDS: u64 = 10_000;
 
 /// Why something asked of a render is refused.
 #[derive(Debug, thiserror::Error)]
@@ -94,12 +91,24 @@ pub enum JobChange {
     Priority(i32),
 }
 
+/// How a coordinator handles its renders.
+#[derive(Debug, Clone)]
+pub struct JobsOptions {
+    /// Renders that are started at a time.
+    pub active: usize,
+    /// Checkpoints: how often, and how many.
+    pub keep: KeepOptions,
+    /// Who takes renders up.
+    pub owner: Owner,
+}
+
 #[derive(Debug)]
 struct Shared {
     farm: Farm,
     store: RenderStore,
-    /// Renders that are started at a time.
-    active: usize,
+    options: JobsOptions,
+    /// Ends all runners, each after a last checkpoint.
+    stopping: CancellationToken,
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Something changed that may let a render start.
     changed: Notify,
@@ -110,8 +119,8 @@ struct Shared {
 pub struct Jobs(Arc<Shared>);
 
 impl Jobs {
-    /// Takes up the renders of a store. `active` renders are started at a time.
-    pub async fn open(farm: Farm, store: RenderStore, active: usize) -> Result<Self, StoreError> {
+    /// Takes up the renders of a store.
+    pub async fn open(farm: Farm, store: RenderStore, options: JobsOptions) -> Result<Self, StoreError> {
         let entries = store.list().await?.into_iter().map(|s| (s.record.id.clone(), Entry::stored(s)));
         let entries: BTreeMap<String, Entry> = entries.collect();
         let unfinished = entries.values().filter(|e| !e.state.is_final()).count();
@@ -121,7 +130,8 @@ impl Jobs {
         Ok(Self(Arc::new(Shared {
             farm,
             store,
-            active: active.max(1),
+            options: JobsOptions { active: options.active.max(1), ..options },
+            stopping: CancellationToken::new(),
             entries: Mutex::new(entries),
             changed: Notify::new(),
         })))
@@ -132,8 +142,8 @@ impl Jobs {
         &self.0.farm
     }
 
-    /// Starts renders whose turn it is, until `shutdown`; then ends those that run, which are taken up
-    /// again at the next start.
+    /// Starts renders whose turn it is, until `shutdown`; then ends those that run, each after a last
+    /// checkpoint: they are taken up again at the next start.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut roster = self.0.farm.watch_roster();
         loop {
@@ -146,8 +156,8 @@ impl Jobs {
                 () = shutdown.cancelled() => break,
             }
         }
+        self.0.stopping.cancel();
         let runners: Vec<_> = self.entries().values_mut().filter_map(|e| e.runner.take()).collect();
-        runners.iter().for_each(tokio::task::JoinHandle::abort);
         for runner in runners {
             // It was told to end: how it did is of no interest any more.
             let _ = runner.await;
@@ -212,31 +222,7 @@ impl Jobs {
         inputs: &RequestInputs,
     ) -> Result<RenderRecord, JobError> {
         let order = self.entries().values().map(|e| e.record.order).max().unwrap_or(0) + 1;
-        let picture = inputs.picture.as_ref();
-        let picture = picture.map(|p| InputPicture { size: p.size(), hash: hash_of(p.rgb()) });
-        let mut record = RenderRecord {
-            version: VERSION,
-            id: String::new(),
-            order,
-            request,
-            priority,
-            picture,
-            plan: inputs.plan.as_ref().map(|json| hash_of(json.as_bytes())),
-        };
-        if let Some(id) = id {
-            record.id = id;
-            self.0.store.create(&record, inputs).await?;
-            return Ok(record);
-        }
-        for number in order..order + FREE_IDS {
-            record.id = format!("r{number}");
-            match self.0.store.create(&record, inputs).await {
-                Err(StoreError::Taken(_)) => {}
-                Err(error) => return Err(error.into()),
-                Ok(()) => return Ok(record),
-            }
-        }
-        Err(StoreError::Taken(record.id).into())
+        Ok(self.0.store.add(NewRender { id, order, request, priority }, inputs).await?)
     }
 
     /// Writes a render's state to the store. One writer at a time, so that the last state written is the
@@ -286,7 +272,7 @@ impl Jobs {
                 roster: &roster,
                 depth: depths.get(id).copied(),
                 ahead: ranks.get(id).copied().unwrap_or(0),
-                active: self.0.active,
+                active: self.0.options.active,
             };
             let rank = ranks.get(id).copied().unwrap_or(usize::MAX);
             statuses
@@ -316,6 +302,10 @@ impl Jobs {
             runner.abort();
             // It was told to end: how it did is of no interest any more.
             let _ = runner.await;
+        }
+        if change == JobChange::Cancel {
+            let (jobs, id) = (self.clone(), id.to_owned());
+            tokio::spawn(async move { run::discard(&jobs, &id).await });
         }
         self.tell_lane(id).await;
         drop(one_at_a_time);
@@ -405,7 +395,7 @@ impl Jobs {
         record: &RenderRecord,
         model: &ModelDescription,
     ) -> Result<(RenderSpec, Vec<String>), JobError> {
-        let inputs = self.0.store.inputs(record).await?;
+        let inputs = self.0.store.inputs(record, true).await?;
         let resolved = resolve(&record.request, &inputs, model)?;
         Ok((self.0.store.settle(&record.id, &resolved.spec).await?, resolved.warnings))
     }
@@ -413,8 +403,9 @@ impl Jobs {
     /// Starts the renders whose turn it is.
     async fn start_next(&self) {
         let roster = self.0.farm.roster();
-        let due =
-            queue::due(self.entries().values(), self.0.active, |spec| model_of(&roster, spec).is_some());
+        let due = queue::due(self.entries().values(), self.0.options.active, |spec| {
+            model_of(&roster, spec).is_some()
+        });
         for id in due {
             let jobs = self.clone();
             let Some(spec) = self.entries().get(&id).and_then(|e| e.spec.clone()) else { continue };
@@ -432,7 +423,7 @@ impl Jobs {
 }
 
 /// Whether a text can be a render's id.
-fn is_name(id: &str) -> bool {
+pub fn is_name(id: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=64).contains(&id.len()) && !id.starts_with('.') && id.chars().all(plain)
 }

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gigasmith_proto::domain::{Array, ModelDescription, RenderState};
+use gigasmith_proto::domain::{ModelDescription, RenderState};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
-use super::Jobs;
+use super::{Jobs, JobsOptions};
 use crate::farm::{Lane, LaneOptions, TaskError};
-use crate::output::{Settings, encode_png};
-use crate::render::{Progress, RenderError, RenderInputs, Rendered, StageArchive, render_with};
-use crate::request::{RequestInputs, resolve};
-use crate::sampler::plan::{Geometry, Plan, PlanFile};
-use crate::sampler::units::ImageSize;
+use crate::render::{Course, Progress, RenderError, RenderInputs, StageBegin, render_from};
+use crate::request::given_plans;
+use crate::sampler::plan::{Geometry, Plan};
 use crate::spec::RenderSpec;
-use crate::store::{RenderRecord, RenderStore, StoreError};
+use crate::store::{Claim, Closed, Keeper, KeeperStart, Outputs, Restored, StoreError, StoredState};
 
+/// How long a last checkpoint may take when the coordinator ends.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
 /// Between two attempts to read or write the store.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -28,33 +28,72 @@ pub(super) async fn run(jobs: Jobs, id: String, spec: RenderSpec, model: Arc<Mod
     let (handle, named) = (jobs.clone(), id.clone());
     attempts.spawn(async move { attempt(&handle, &named, &spec, model).await });
     let (state, reason) = match attempts.join_next().await.expect("one was spawned") {
-        Ok(Ok(())) => (RenderState::Done, String::new()),
-        // The farm ends with the process: the render is taken up again at the next start.
+        Ok(Ok(claim)) => {
+            end(&jobs, &id, RenderState::Done, String::new()).await;
+            // Only now that it is known to be done.
+            if let Err(error) = jobs.0.store.discard_checkpoints(&id, &claim).await {
+                tracing::warn!(id, %error, "the checkpoints of a finished render are left behind");
+            }
+            return;
+        }
+        // It is taken up again at the next start.
         Ok(Err(Ended::Closed)) => return,
+        Ok(Err(Ended::Lost(reason))) => {
+            tracing::error!(id, reason, "a render is lost to another coordinator");
+            jobs.update(&id, |entry| entry.lose(reason));
+            jobs.0.changed.notify_one();
+            return;
+        }
         Ok(Err(Ended::Failed(reason))) => (RenderState::Failed, reason),
         Err(error) => (RenderState::Failed, format!("a bug in gigasmith, please report it: {error}")),
     };
+    end(&jobs, &id, state, reason).await;
+}
+
+async fn end(jobs: &Jobs, id: &str, state: RenderState, reason: String) {
     tracing::info!(id, %state, reason, "a render ends");
-    jobs.update(&id, |entry| {
+    jobs.update(id, |entry| {
         // A person may have cancelled it in its last moment.
         if !entry.state.is_final() {
             entry.end(state, reason);
         }
     });
-    jobs.persist_surely(&id).await;
+    jobs.persist_surely(id).await;
     jobs.0.changed.notify_one();
+}
+
+/// Removes the checkpoints of a render that was given up.
+pub(super) async fn discard(jobs: &Jobs, id: &str) {
+    let store = &jobs.0.store;
+    let discarded =
+        async { store.discard_checkpoints(id, &store.claim(id, &jobs.0.options.owner).await?).await };
+    if let Err(error) = discarded.await {
+        tracing::warn!(id, %error, "the checkpoints of a cancelled render are left behind");
+    }
 }
 
 /// Why a render ended without a picture.
 enum Ended {
+    /// The coordinator ends.
     Closed,
+    /// Another coordinator has it, or it was removed.
+    Lost(String),
     Failed(String),
 }
 
 impl From<RenderError> for Ended {
     fn from(error: RenderError) -> Self {
         match error {
-            RenderError::Task(TaskError::Closed) => Self::Closed,
+            RenderError::Task(TaskError::Closed) | RenderError::Stopped => Self::Closed,
+            error => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Superseded { .. } | StoreError::Removed(_) => Self::Lost(error.to_string()),
             error => Self::Failed(error.to_string()),
         }
     }
@@ -65,12 +104,21 @@ async fn attempt(
     id: &str,
     spec: &RenderSpec,
     model: Arc<ModelDescription>,
-) -> Result<(), Ended> {
+) -> Result<Claim, Ended> {
+    let (store, JobsOptions { keep, owner, .. }) = (&jobs.0.store, &jobs.0.options);
     let record = jobs.entries().get(id).map(|e| e.record.clone()).ok_or(Ended::Closed)?;
-    let inputs = patiently(jobs, id, || jobs.0.store.inputs(&record))
-        .await
-        .map_err(|e| Ended::Failed(e.to_string()))?;
-    let inputs = render_inputs(&record, inputs, &model).map_err(Ended::Failed)?;
+    let claim = patiently(jobs, id, || store.claim(id, owner)).await?;
+    match patiently(jobs, id, || store.read(id)).await? {
+        None => return Err(StoreError::Removed(id.to_owned()).into()),
+        // Another coordinator has had it meanwhile.
+        Some(stored) if stored.state.state == StoredState::Done => return Ok(claim),
+        Some(_) => {}
+    }
+    let Restored { resumed, found, damage } = patiently(jobs, id, || store.restore(id, spec, &model)).await?;
+    let from_start = resumed.at.is_none();
+    let inputs = patiently(jobs, id, || store.inputs(&record, from_start)).await?;
+    let plans = inputs.plan.as_deref().map(|json| given_plans(json, spec, &model)).transpose();
+    let plans = plans.map_err(|e| Ended::Failed(e.to_string()))?;
     let patch_side = model.patch_side as usize;
     let (on_failure, failures) = mpsc::unbounded_channel();
     let priority = jobs.entries().get(id).map_or(0, |e| e.priority);
@@ -81,27 +129,54 @@ async fn attempt(
     // A person may have paused it meanwhile, or given it another priority.
     jobs.tell_lane(id).await;
     let pauses = tokio::spawn(note_failures(jobs.clone(), id.to_owned(), failures));
-    let (counted, has_picture) = (spec.clone(), inputs.picture.is_some());
+    let _pauses = AbortOnDrop(pauses);
+    let (counted, has_picture) = (spec.clone(), record.picture.is_some());
     let per_stage = tokio::task::spawn_blocking(move || stage_patches(&counted, &model, has_picture)).await;
     let mut progress = JobProgress { jobs, id, per_stage: per_stage.unwrap_or_default() };
-    let archive = Archive { store: &jobs.0.store, id, spec, shapes: stage_shapes(spec, lane.model()) };
-    let rendered = render_with(lane, spec, inputs, &archive, &mut progress).await;
-    pauses.abort();
+    damage.iter().for_each(|damage| progress.warn(damage));
+    let stop = jobs.0.stopping.child_token();
+    let mut keeper = Keeper::start(KeeperStart {
+        store: store.clone(),
+        id: id.to_owned(),
+        claim: claim.clone(),
+        spec: spec.hash(),
+        found,
+        options: *keep,
+        stop: stop.clone(),
+    });
+    let inputs = RenderInputs { picture: inputs.picture, plans };
+    let mut course = Course::new(&mut progress, &mut keeper, stop);
+    let rendered = render_from(lane, spec, inputs, resumed, &mut course).await;
+    let closed = match &rendered {
+        // What it made is stored now; nobody will go on from its checkpoints.
+        Ok(_) => {
+            drop(keeper);
+            Closed::Kept
+        }
+        Err(_) => keeper.close(LAST_CHECKPOINT).await,
+    };
+    match closed {
+        Closed::Kept => {}
+        Closed::Late(reason) => tracing::warn!(id, reason, "the last checkpoint is missing"),
+        Closed::Lost(error) => return Err(error.into()),
+    }
     progress.phase("storing the picture");
-    store_result(jobs, id, spec, patch_side, rendered?).await
+    let rendered = rendered?;
+    let spec = spec.clone();
+    let encoded = tokio::task::spawn_blocking(move || Outputs::encode(&rendered, &spec, patch_side)).await;
+    let outputs = encoded.map_err(|e| e.to_string()).flatten();
+    let outputs = outputs.map_err(|e| Ended::Failed(format!("writing the picture failed: {e}")))?;
+    patiently(jobs, id, || store.put_result(id, &claim, &outputs)).await?;
+    Ok(claim)
 }
 
-/// A request's inputs as a render takes them.
-fn render_inputs(
-    record: &RenderRecord,
-    inputs: RequestInputs,
-    model: &ModelDescription,
-) -> Result<RenderInputs, String> {
-    let plans = match inputs.plan {
-        None => None,
-        Some(_) => resolve(&record.request, &inputs, model).map_err(|e| e.to_string())?.plans,
-    };
-    Ok(RenderInputs { picture: inputs.picture, plans })
+/// A task that ends with its owner.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Patches of every stage, the base first.
@@ -112,26 +187,6 @@ fn stage_patches(spec: &RenderSpec, model: &ModelDescription, has_picture: bool)
         Plan::draw(spec.plan, geometry, spec.steps as usize, spec.seed, stage).len() as u64
     };
     std::iter::once(base).chain((1..).zip(&spec.upscales).map(upscale)).collect()
-}
-
-async fn store_result(
-    jobs: &Jobs,
-    id: &str,
-    spec: &RenderSpec,
-    side: usize,
-    rendered: Rendered,
-) -> Result<(), Ended> {
-    let spec = spec.clone();
-    let encode = move || {
-        let mut png = Vec::new();
-        encode_png(&mut png, &rendered.picture, &Settings::new(spec))
-            .map(|()| (png, PlanFile::of(&rendered.plans, side).to_json()))
-    };
-    let encoded = tokio::task::spawn_blocking(encode).await;
-    let encoded = encoded.map_err(|e| Ended::Failed(format!("writing the picture broke off: {e}")))?;
-    let (png, plans) = encoded.map_err(|e| Ended::Failed(format!("writing the picture failed: {e}")))?;
-    let put = || jobs.0.store.put_result(id, png.clone(), plans.clone());
-    patiently(jobs, id, put).await.map_err(|e| Ended::Failed(e.to_string()))
 }
 
 /// Tries for as long as it takes: a store that is away for minutes delays a render, and ends none.
@@ -176,10 +231,9 @@ struct JobProgress<'a> {
 }
 
 impl Progress for JobProgress<'_> {
-    fn stage(&mut self, stage: u32, total: u32, size: ImageSize, patches: usize) {
-        let later: u64 = self.per_stage.iter().skip(stage as usize + 1).sum();
-        let (size, patches) = ((size.width, size.height), patches as u64);
-        self.jobs.update(self.id, |entry| entry.stage(stage, total, size, patches, patches + later));
+    fn stage(&mut self, begin: StageBegin) {
+        let later: u64 = self.per_stage.iter().skip(begin.stage as usize + 1).sum();
+        self.jobs.update(self.id, |entry| entry.stage(begin, later));
     }
 
     fn patches(&mut self, done: usize) {
@@ -190,6 +244,14 @@ impl Progress for JobProgress<'_> {
         self.jobs.update(self.id, |entry| entry.progress.phase = what.to_owned());
     }
 
+    fn late(&mut self, reason: Option<&str>) {
+        match reason {
+            Some(reason) => tracing::warn!(id = self.id, reason, "checkpoints are late"),
+            None => tracing::info!(id = self.id, "checkpoints are on time again"),
+        }
+        self.jobs.update(self.id, |entry| entry.late = reason.unwrap_or_default().to_owned());
+    }
+
     fn warn(&mut self, message: &str) {
         tracing::warn!(id = self.id, message, "a render warns");
         self.jobs.update(self.id, |entry| {
@@ -197,39 +259,5 @@ impl Progress for JobProgress<'_> {
                 entry.warnings.push(message.to_owned());
             }
         });
-    }
-}
-
-/// What every stage's latent must be shaped like, the base first.
-fn stage_shapes(spec: &RenderSpec, model: &ModelDescription) -> Vec<[usize; 3]> {
-    let sizes = std::iter::once(spec.base).chain(spec.upscales.iter().map(|u| u.size));
-    let shape = |size: ImageSize| {
-        let latent = size.latent(model.latent_factor);
-        [model.latent_channels as usize, latent.height, latent.width]
-    };
-    sizes.map(shape).collect()
-}
-
-/// Finished stages in the store.
-struct Archive<'a> {
-    shapes: Vec<[usize; 3]>,
-    store: &'a RenderStore,
-    id: &'a str,
-    spec: &'a RenderSpec,
-}
-
-impl StageArchive for Archive<'_> {
-    async fn load(&self, stage: u32) -> Option<Array> {
-        match self.store.stage(self.id, stage, self.shapes[stage as usize], self.spec).await {
-            Ok(latent) => latent,
-            Err(error) => {
-                tracing::warn!(id = self.id, stage, %error, "a finished stage cannot be read: it runs again");
-                None
-            }
-        }
-    }
-
-    async fn save(&self, stage: u32, latent: &Array) -> Result<(), String> {
-        self.store.put_stage(self.id, stage, latent, self.spec).await.map_err(|e| e.to_string())
     }
 }

@@ -8,7 +8,7 @@ mod resolve;
 use gigasmith_proto::domain::{Dtype, ModelDescription, WireDtype};
 use serde::{Deserialize, Serialize};
 
-pub use resolve::{Resolved, resolve};
+pub use resolve::{Resolved, given_plans, resolve};
 
 use crate::sampler::cascade::CascadeError;
 use crate::sampler::plan::{PlanFileError, PlanKind};

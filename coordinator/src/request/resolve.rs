@@ -242,6 +242,15 @@ fn pag(request: &RenderRequest, from: Option<&RenderSpec>) -> Result<Option<PagS
     Ok(Some(PagSpec { scale, blocks }))
 }
 
+/// The plans of a plan file, for a spec that was resolved with it.
+pub fn given_plans(
+    json: &str,
+    spec: &RenderSpec,
+    model: &ModelDescription,
+) -> Result<Vec<Plan>, RequestError> {
+    plans(&read_plan(json)?, spec, model)
+}
+
 fn plans(file: &PlanFile, spec: &RenderSpec, model: &ModelDescription) -> Result<Vec<Plan>, RequestError> {
     let (found, wanted) = (file.stages.len(), spec.upscales.len());
     if found != wanted {

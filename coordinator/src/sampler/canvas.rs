@@ -97,6 +97,11 @@ impl Canvas {
         self.grid.size()
     }
 
+    /// Number of channels.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
     /// The canvas as it stands in a window, (channels, height, width).
     pub fn read_now(&self, window: Window) -> Array {
         self.read(window, None)

@@ -118,6 +118,7 @@ pub struct StageRules {
     guide: Option<Guide>,
     slider: usize,
     graph: Arc<Graph>,
+    channels: usize,
     /// Mixers that no thread is using.
     mixers: Mutex<Vec<PhaseMixer>>,
 }
@@ -126,6 +127,11 @@ impl StageRules {
     /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Channels of the canvas.
+    pub fn channels(&self) -> usize {
+        self.channels
     }
 
     /// What guides, if anything does.
@@ -260,7 +266,8 @@ impl StageRun {
                 return Err(RestoreError::Block(index));
             }
         }
-        let rules = Arc::new(StageRules { plan, schedule, guide, slider, graph, mixers: Mutex::default() });
+        let (channels, mixers) = (canvas.channels(), Mutex::default());
+        let rules = Arc::new(StageRules { plan, schedule, guide, slider, graph, channels, mixers });
         Ok(Self { rules, grid, canvas, frontier, committed, open, under_way: HashSet::new() })
     }
 

@@ -5,6 +5,9 @@
 //! first quarter. The same rules serve decoding (tiles of latents in, pixels out) and encoding (tiles
 //! of pixels in, moments out).
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use gigasmith_proto::domain::Array;
 
 use super::resize::Picture;
@@ -80,28 +83,104 @@ impl Tiling {
     /// Joins the results of [`Self::windows`], in that order, each (channels, height, width).
     pub fn join(&self, results: Vec<Array>) -> Array {
         assert_eq!(results.len(), self.tops.len() * self.lefts.len(), "a result for every tile");
-        let mut results = results.into_iter();
-        let Some((keep, fade)) = self.keep_and_fade else {
-            return results.next().expect("counted above");
-        };
-        let mut above: Vec<Array> = Vec::new();
-        let mut bands = Vec::new();
-        for _ in &self.tops {
-            let mut row: Vec<Array> = Vec::with_capacity(self.lefts.len());
-            for mut tile in results.by_ref().take(self.lefts.len()) {
-                if let Some(above) = above.get(row.len()) {
-                    fade_rows(&mut tile, above, fade);
-                }
-                if let Some(left) = row.last() {
-                    fade_columns(&mut tile, left, fade);
-                }
-                row.push(tile);
-            }
-            bands.push(beside(&row, keep));
-            above = row;
-        }
-        stack(&bands)
+        let mut joiner = Joiner::new(self.clone());
+        let bands = results.into_iter().enumerate().flat_map(|(i, tile)| joiner.add(i, Arc::new(tile)));
+        stack(&bands.collect::<Vec<_>>())
     }
+}
+
+/// Joins the results of a tiling as they come, in any order, and keeps no more of them than it must.
+#[derive(Debug, Clone)]
+pub struct Joiner {
+    tiling: Tiling,
+    /// Rows of tiles that are joined.
+    rows: usize,
+    /// What the row of tiles above leaves for the next to fade in over: its tiles' last rows.
+    tails: Vec<Array>,
+    /// Results that wait for their row, by position among all windows.
+    waiting: BTreeMap<usize, Arc<Array>>,
+}
+
+impl Joiner {
+    /// Nothing has come yet.
+    pub fn new(tiling: Tiling) -> Self {
+        Self { tiling, rows: 0, tails: Vec::new(), waiting: BTreeMap::new() }
+    }
+
+    /// Goes on where `rows` rows of tiles were joined. `tails`: what [`Self::tails`] was then, unless it was
+    /// the start.
+    pub fn restore(tiling: Tiling, rows: usize, tails: Vec<Array>) -> Self {
+        Self { tiling, rows, tails, waiting: BTreeMap::new() }
+    }
+
+    /// Rows of tiles that are joined.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The last rows of the tiles of the last joined row, (channels, up to the fade, width) each.
+    pub fn tails(&self) -> &[Array] {
+        &self.tails
+    }
+
+    /// Results that wait for others of their row.
+    pub fn waiting(&self) -> &BTreeMap<usize, Arc<Array>> {
+        &self.waiting
+    }
+
+    /// The positions of the results that are still to come.
+    pub fn missing(&self) -> impl Iterator<Item = usize> + '_ {
+        let columns = self.tiling.lefts.len();
+        let all = self.rows * columns..self.tiling.tops.len() * columns;
+        all.filter(|i| !self.waiting.contains_key(i))
+    }
+
+    /// Takes in the result of a window, by its position, and returns what is finished by it: whole rows of
+    /// the output from the top, (channels, rows, width), each a part below the one before.
+    pub fn add(&mut self, position: usize, result: Arc<Array>) -> Vec<Array> {
+        self.waiting.insert(position, result);
+        let mut bands = Vec::new();
+        let columns = self.tiling.lefts.len();
+        while self.rows < self.tiling.tops.len() {
+            let row = self.rows * columns..(self.rows + 1) * columns;
+            if self.waiting.range(row.clone()).count() < columns {
+                break;
+            }
+            let tiles: Vec<Arc<Array>> =
+                row.map(|i| self.waiting.remove(&i).expect("counted above")).collect();
+            bands.push(self.join_row(tiles));
+            self.rows += 1;
+        }
+        bands
+    }
+
+    fn join_row(&mut self, tiles: Vec<Arc<Array>>) -> Array {
+        // Somebody who stores a tile may hold it too.
+        let own = |tile| Arc::try_unwrap(tile).unwrap_or_else(|shared| Array::clone(&shared));
+        let mut tiles = tiles.into_iter().map(own);
+        let Some((keep, fade)) = self.tiling.keep_and_fade else {
+            return tiles.next().expect("a tiling has a tile");
+        };
+        let mut row: Vec<Array> = Vec::new();
+        for mut tile in tiles {
+            if let Some(above) = self.tails.get(row.len()) {
+                fade_rows(&mut tile, above, fade);
+            }
+            if let Some(left) = row.last() {
+                fade_columns(&mut tile, left, fade);
+            }
+            row.push(tile);
+        }
+        self.tails = row.iter().map(|tile| last_rows(tile, fade)).collect();
+        beside(&row, keep)
+    }
+}
+
+/// The last rows of a tile, `count` where it has so many.
+fn last_rows(tile: &Array, count: usize) -> Array {
+    let (_, height, width) = chw(tile);
+    let rows = count.min(height);
+    super::noise::crop(tile, Window { top: height - rows, left: 0, height: rows, width })
 }
 
 fn chw(array: &Array) -> (usize, usize, usize) {
@@ -185,6 +264,12 @@ pub fn picture_window(picture: &Picture, window: Window) -> Array {
 /// A decoded image (3, height, width) as 8-bit pixels: `round(255 clamp(x / 2 + 0.5, 0, 1))`.
 pub fn to_picture(image: &Array) -> Picture {
     let (_, height, width) = chw(image);
+    Picture::new(ImageSize { width: width as u32, height: height as u32 }, to_rgb(image))
+}
+
+/// The same as bytes: rows of RGB.
+pub fn to_rgb(image: &Array) -> Vec<u8> {
+    let (_, height, width) = chw(image);
     let area = height * width;
     let mut rgb = vec![0; 3 * area];
     for (channel, plane) in image.data().chunks_exact(area).enumerate() {
@@ -193,7 +278,7 @@ pub fn to_picture(image: &Array) -> Picture {
             rgb[i * 3 + channel] = level.round_ties_even() as u8;
         }
     }
-    Picture::new(ImageSize { width: width as u32, height: height as u32 }, rgb)
+    rgb
 }
 
 #[cfg(test)]
@@ -215,6 +300,41 @@ mod tests {
                 // A mean of equal values, weighted in f32.
                 prop_assert!((a - b).abs() <= 1e-6 * b.abs().max(1.0), "{} {}", a, b);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn tiles_join_alike_in_any_order_and_after_an_interruption(
+            height in 1usize..70, width in 1usize..70, tile in 4usize..30, seed: u64, left in 0usize..40,
+        ) {
+            let size = LatentSize { height, width };
+            let tiling = Tiling::published(size, tile, tile);
+            let value = |i: usize| ((i as f32 + 0.5) * (seed % 1009) as f32).sin();
+            let tiles: Vec<Arc<Array>> = tiling.windows().into_iter().enumerate().map(|(n, w)| {
+                let data = (0..2 * w.area()).map(|i| value(i + n * 31)).collect();
+                Arc::new(Array::new([2, w.height, w.width], data).unwrap())
+            }).collect();
+            let whole = tiling.join(tiles.iter().map(|t| Array::clone(t)).collect());
+            let mut order: Vec<usize> = (0..tiles.len()).collect();
+            order.sort_by_key(|&i| (i as u64 + 1).wrapping_mul(seed | 1) % 97);
+            let (mut joiner, mut bands) = (Joiner::new(tiling.clone()), Vec::new());
+            for (n, &i) in order.iter().enumerate() {
+                if n == left {
+                    // Left, with what waits kept and the rest named by `missing`.
+                    let waiting = joiner.waiting().clone();
+                    joiner = Joiner::restore(tiling.clone(), joiner.rows(), joiner.tails().to_vec());
+                    for (i, tile) in waiting {
+                        prop_assert!(joiner.add(i, tile).is_empty());
+                    }
+                    let mut missing = order[n..].to_vec();
+                    missing.sort_unstable();
+                    prop_assert_eq!(joiner.missing().collect::<Vec<_>>(), missing);
+                }
+                bands.extend(joiner.add(i, tiles[i].clone()));
+            }
+            prop_assert_eq!(joiner.missing().count(), 0);
+            prop_assert_eq!(stack(&bands), whole);
         }
     }
 

@@ -1,44 +1,79 @@
-//! Renders in an object store: what was asked for, how far it is, finished stages, results.
+//! Renders in an object store: what was asked for, how far it is, checkpoints, results.
 //!
 //! Layout below the store's root, format version 1:
 //!
 //! ```text
+//! coordinator/epochs/N.json         which `serve` has the store; created once each
 //! renders/ID/render.json            the request; created once, so that an id is taken by one render
 //! renders/ID/inputs/HASH            what came along with it, by its BLAKE3, written before render.json
 //! renders/ID/spec.json              the request settled on a model; created once
 //! renders/ID/state.json             state, priority, reason; overwritten
-//! renders/ID/stages/N.safetensors   the latents of a finished stage, N = 0 for the base
+//! renders/ID/epochs/N.json          which coordinator may write checkpoints; created once each
+//! renders/ID/checkpoints/E-S.json   manifests, by epoch and sequence; created once each (`manifest.rs`)
+//! renders/ID/blobs/HASH             what manifests consist of, by its BLAKE3
+//! renders/ID/stages/N.safetensors   the latents of the last stage, N = 0 for the base; earlier programs
+//!                                   kept every stage's here, and go on from them
 //! renders/ID/result.png, result-plan.json
 //! ```
 //!
-//! Two coordinators on one store do not know of each other yet: run one.
+//! # What can be relied on
 //!
-//! Crash safety: a render exists from the moment its `render.json` does, and everything that file needs
-//! is written before it. Objects appear whole or not at all (single puts; files are renamed into place).
-//! A missing or damaged stage costs a repetition of that stage, to the same bytes. Nothing here deletes
-//! what an unfinished render needs.
+//! *Whole or not at all.* Objects appear at once (single puts, multipart uploads; files are renamed into
+//! place and synced, with their folder). Should a store tear one all the same, its hash tells.
+//!
+//! *Order.* A render exists from the moment its `render.json` does, and everything that file needs is written
+//! before it. Blobs are written before the manifest that lists them, results before the state that says
+//! `done`. Deleting goes the other way round: `render.json` first, manifests before blobs.
+//!
+//! *One writer.* Whoever takes up a render creates its next epoch, and from then on nobody older writes
+//! manifests or results (`claim.rs`). An older coordinator that has not noticed yet does no harm: newer
+//! epochs' manifests outrank its own, and blobs are named by content.
+//!
+//! *What a crash costs.* The patches since the newest manifest. A manifest or blob that is damaged or missing
+//! costs the way back to the one before; the bytes of the picture are the same in every case.
+//!
+//! *Garbage.* Only the newest coordinator collects, after a manifest of its own: manifests beyond those kept
+//! and blobs that none of the kept needs (`keeper.rs`). Blobs that a crash left behind are swept when the
+//! render is taken up again and they are an hour old. When a render is done, all its checkpoints go.
 
+mod blobs;
+mod claim;
+mod inventory;
+mod keeper;
+pub mod manifest;
 mod open;
 mod records;
+mod restore;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use gigasmith_proto::domain::Array;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
 use tokio_stream::Stream;
 
+pub use claim::{Claim, Owner};
+pub use inventory::{Inventory, Standing};
+pub use keeper::{Closed, Found, KeepOptions, Keeper, KeeperStart, Tally};
+pub use manifest::BlobId;
 pub use open::{StoreUrlError, open};
-pub use records::{InputPicture, RenderRecord, StateRecord, VERSION};
+pub use records::{InputPicture, RenderRecord, StateRecord, StoredState, VERSION};
+pub use restore::Restored;
 
-use crate::output::{Settings, decode_latents, encode_latents};
-use crate::request::RequestInputs;
+use crate::output::{Settings, decode_latents, encode_latents, encode_png};
+use crate::render::Rendered;
+use crate::request::{RenderRequest, RequestInputs};
+use crate::sampler::plan::PlanFile;
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
 use crate::spec::RenderSpec;
 
 /// Objects up to so many bytes are written at once; larger ones in parts of that size.
 const SMALL: usize = 8 << 20;
+/// Ids that are tried before a render without a name is refused.
+const FREE_IDS: u64 = 10_000;
 /// Parts on their way at a time.
 const PARTS_AT_A_TIME: usize = 4;
 
@@ -64,6 +99,42 @@ pub enum StoreError {
     /// The id is another render's.
     #[error("there is a render `{0}` already: choose another name")]
     Taken(String),
+    /// Somebody newer has taken over.
+    #[error(
+        "another coordinator has taken over {what} (epoch {epoch}, {owner}): this one stops, and nothing is lost"
+    )]
+    Superseded {
+        /// The render, or the store.
+        what: String,
+        /// The newer epoch.
+        epoch: u64,
+        /// Whose it is.
+        owner: String,
+    },
+    /// It was removed while it was worked on.
+    #[error("{0} was removed from the store while it was worked on")]
+    Removed(String),
+    /// It is of a later version.
+    #[error("{path} in the store: {reason}")]
+    Version {
+        /// Which object.
+        path: String,
+        /// Both versions.
+        reason: String,
+    },
+}
+
+/// A render that is to be stored.
+#[derive(Debug, Clone)]
+pub struct NewRender {
+    /// The id wanted; `None` for the next free one.
+    pub id: Option<String>,
+    /// Position among all renders of the store.
+    pub order: u64,
+    /// What is asked for.
+    pub request: RenderRequest,
+    /// Higher goes first.
+    pub priority: i32,
 }
 
 /// A render as the store has it.
@@ -82,12 +153,19 @@ pub struct Stored {
 pub struct RenderStore {
     objects: Arc<dyn ObjectStore>,
     root: Path,
+    /// The folder, where it is one: what object stores do not show can be cleaned up there.
+    folder: Option<PathBuf>,
 }
 
 impl RenderStore {
     /// Renders below `root` of an object store.
     pub fn new(objects: Arc<dyn ObjectStore>, root: Path) -> Self {
-        Self { objects, root }
+        Self { objects, root, folder: None }
+    }
+
+    /// Renders in a folder.
+    fn in_folder(objects: Arc<dyn ObjectStore>, folder: PathBuf) -> Self {
+        Self { objects, root: Path::default(), folder: Some(folder) }
     }
 
     fn path(&self, id: &str, name: &str) -> Path {
@@ -106,14 +184,14 @@ impl RenderStore {
     }
 
     /// Writes an object, a large one in parts: one request must not take minutes.
-    async fn write(&self, path: &Path, bytes: Vec<u8>) -> Result<(), StoreError> {
+    async fn write(&self, path: &Path, bytes: impl Into<Bytes>) -> Result<(), StoreError> {
+        let mut bytes = bytes.into();
         if bytes.len() <= SMALL {
             return self.put(path, bytes, PutMode::Overwrite).await;
         }
         let fail = |source| StoreError::Store { path: path.to_string(), source };
         let upload = self.objects.put_multipart(path).await.map_err(fail)?;
         let mut parts = WriteMultipart::new_with_chunk_size(upload, SMALL);
-        let mut bytes = bytes::Bytes::from(bytes);
         while !bytes.is_empty() {
             parts.wait_for_capacity(PARTS_AT_A_TIME).await.map_err(fail)?;
             parts.put(bytes.split_to(SMALL.min(bytes.len())));
@@ -121,12 +199,24 @@ impl RenderStore {
         parts.finish().await.map(|_| ()).map_err(fail)
     }
 
-    async fn put(&self, path: &Path, bytes: Vec<u8>, mode: PutMode) -> Result<(), StoreError> {
+    async fn put(&self, path: &Path, bytes: impl Into<Bytes>, mode: PutMode) -> Result<(), StoreError> {
         let options = PutOptions { mode, ..PutOptions::default() };
-        match self.objects.put_opts(path, PutPayload::from(bytes), options).await {
+        match self.objects.put_opts(path, PutPayload::from(bytes.into()), options).await {
             Ok(_) => Ok(()),
             Err(source) => Err(StoreError::Store { path: path.to_string(), source }),
         }
+    }
+
+    /// Deletes an object; one that is not there is deleted.
+    async fn delete(&self, path: &Path) -> Result<(), StoreError> {
+        match self.objects.delete(path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(StoreError::Store { path: path.to_string(), source }),
+        }
+    }
+
+    fn manifest_path(&self, id: &str, name: manifest::ManifestName) -> Path {
+        self.path(id, &format!("checkpoints/{name}"))
     }
 
     async fn get_json<T: serde::de::DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, StoreError> {
@@ -157,6 +247,30 @@ impl RenderStore {
         }
     }
 
+    /// Stores a new render under its name, or under the next free id `rN`.
+    pub async fn add(&self, new: NewRender, inputs: &RequestInputs) -> Result<RenderRecord, StoreError> {
+        let NewRender { id, order, request, priority } = new;
+        let picture = inputs.picture.as_ref();
+        let picture = picture.map(|p| InputPicture { size: p.size(), hash: hash_of(p.rgb()) });
+        let plan = inputs.plan.as_ref().map(|json| hash_of(json.as_bytes()));
+        let mut record =
+            RenderRecord { version: VERSION, id: String::new(), order, request, priority, picture, plan };
+        if let Some(id) = id {
+            record.id = id;
+            self.create(&record, inputs).await?;
+            return Ok(record);
+        }
+        for number in order..order + FREE_IDS {
+            record.id = format!("r{number}");
+            match self.create(&record, inputs).await {
+                Err(StoreError::Taken(_)) => {}
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(record),
+            }
+        }
+        Err(StoreError::Taken(record.id))
+    }
+
     fn input_path(&self, id: &str, hash: &str) -> Path {
         self.path(id, &format!("inputs/{hash}"))
     }
@@ -182,7 +296,8 @@ impl RenderStore {
         Ok(renders)
     }
 
-    async fn read(&self, id: &str) -> Result<Option<Stored>, StoreError> {
+    /// One render; `None` when there is none of that id.
+    pub async fn read(&self, id: &str) -> Result<Option<Stored>, StoreError> {
         let Some(record) = self.get_json::<RenderRecord>(&self.path(id, "render.json")).await? else {
             return Ok(None);
         };
@@ -202,9 +317,9 @@ impl RenderStore {
         Ok(Some(Stored { record, spec, state }))
     }
 
-    /// What came along with a render.
-    pub async fn inputs(&self, record: &RenderRecord) -> Result<RequestInputs, StoreError> {
-        let picture = match &record.picture {
+    /// What came along with a render; the picture only where it is wanted.
+    pub async fn inputs(&self, record: &RenderRecord, picture: bool) -> Result<RequestInputs, StoreError> {
+        let picture = match record.picture.as_ref().filter(|_| picture) {
             None => None,
             Some(InputPicture { size, hash }) => {
                 let rgb = self.input(&record.id, hash).await?;
@@ -258,21 +373,6 @@ impl RenderStore {
         self.path(id, &format!("stages/{stage}.safetensors"))
     }
 
-    /// Stores the latent of a finished stage.
-    pub async fn put_stage(
-        &self,
-        id: &str,
-        stage: u32,
-        latent: &Array,
-        spec: &RenderSpec,
-    ) -> Result<(), StoreError> {
-        let path = self.stage_path(id, stage);
-        let damaged =
-            |e: &dyn std::fmt::Display| StoreError::Damaged { path: path.to_string(), reason: e.to_string() };
-        let bytes = encode_latents(latent, &Settings::new(spec.clone())).map_err(|e| damaged(&e))?;
-        self.write(&path, bytes).await
-    }
-
     /// The latent of a finished stage, if it is there and that of this render: (channels, height, width)
     /// as given, by the same settings.
     pub async fn stage(
@@ -295,10 +395,14 @@ impl RenderStore {
         }
     }
 
-    /// Stores a render's picture and plans.
-    pub async fn put_result(&self, id: &str, png: Vec<u8>, plans: Vec<u8>) -> Result<(), StoreError> {
-        self.write(&self.path(id, "result-plan.json"), plans).await?;
-        self.write(&self.path(id, "result.png"), png).await
+    /// Stores what a render made, unless somebody newer has taken it over.
+    pub async fn put_result(&self, id: &str, claim: &Claim, result: &Outputs) -> Result<(), StoreError> {
+        self.check(claim).await?;
+        if let Some((stage, latents)) = &result.latents {
+            self.write(&self.stage_path(id, *stage), latents.clone()).await?;
+        }
+        self.write(&self.path(id, "result-plan.json"), result.plans.clone()).await?;
+        self.write(&self.path(id, "result.png"), result.picture.clone()).await
     }
 
     /// A part of a finished render, to be read piece by piece; `None` when it is not there. `stages`: how
@@ -314,6 +418,32 @@ impl RenderStore {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(StoreError::Store { path: path.to_string(), source }),
         }
+    }
+}
+
+/// What a render makes, as files.
+#[derive(Debug, Clone)]
+pub struct Outputs {
+    /// A PNG.
+    pub picture: Bytes,
+    /// The last stage, and its latents as a safetensors file; `None` when no stage ran.
+    pub latents: Option<(u32, Bytes)>,
+    /// The plans of the upscale stages, JSON.
+    pub plans: Bytes,
+}
+
+impl Outputs {
+    /// Encodes what a render made. `patch_side`: of its windows.
+    pub fn encode(rendered: &Rendered, spec: &RenderSpec, patch_side: usize) -> Result<Self, String> {
+        let settings = Settings::new(spec.clone());
+        let mut picture = Vec::new();
+        encode_png(&mut picture, &rendered.picture, &settings).map_err(|e| e.to_string())?;
+        let latents = rendered.latent.as_ref().map(|latent| {
+            let bytes = encode_latents(latent, &settings).map_err(|e| e.to_string())?;
+            Ok::<_, String>((spec.upscales.len() as u32, Bytes::from(bytes)))
+        });
+        let plans = PlanFile::of(&rendered.plans, patch_side).to_json().into();
+        Ok(Self { picture: picture.into(), latents: latents.transpose()?, plans })
     }
 }
 
@@ -333,7 +463,7 @@ pub struct Fetched {
     /// Bytes in all.
     pub total: u64,
     /// The bytes, in pieces.
-    pub bytes: std::pin::Pin<Box<dyn Stream<Item = object_store::Result<bytes::Bytes>> + Send>>,
+    pub bytes: std::pin::Pin<Box<dyn Stream<Item = object_store::Result<Bytes>> + Send>>,
 }
 
 impl std::fmt::Debug for Fetched {

@@ -1,10 +1,11 @@
 //! From a URL, or a plain folder, to an object store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::local::LocalFileSystem;
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreScheme};
+use object_store::memory::InMemory;
+use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
 use super::RenderStore;
@@ -19,6 +20,10 @@ pub struct StoreUrlError {
 
 /// How long one request may take.
 const REQUEST: &str = "180 seconds";
+
+/// Retries of the client itself, and for how long.
+const RETRIES: usize = 3;
+const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What may be given.
 const KINDS: &str = "give a folder, or file://, s3://, gs://, az:// or memory://";
@@ -36,6 +41,9 @@ pub fn open(text: &str) -> Result<RenderStore, StoreUrlError> {
     }
     let url = Url::parse(text).map_err(|e| fail(format!("{e}; {KINDS}")))?;
     let (scheme, _) = ObjectStoreScheme::parse(&url).map_err(|e| fail(format!("{e}; {KINDS}")))?;
+    if matches!(scheme, ObjectStoreScheme::Http) {
+        return Err(fail(format!("web servers keep no renders; {KINDS}")));
+    }
     if matches!(scheme, ObjectStoreScheme::Local) {
         let path = url.to_file_path().map_err(|()| fail(format!("it names no folder; {KINDS}")))?;
         return folder(&path).map_err(fail);
@@ -45,16 +53,43 @@ pub fn open(text: &str) -> Result<RenderStore, StoreUrlError> {
         .filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix)));
     let variables = variables.map(|(name, value)| (name.to_lowercase(), value));
     // A part of 8 MB on a slow line; a variable of one's own wins.
-    let variables = std::iter::once(("timeout".to_owned(), REQUEST.to_owned())).chain(variables);
-    let (objects, root) =
-        object_store::parse_url_opts(&url, variables).map_err(|e| fail(format!("{e}; {KINDS}")))?;
-    Ok(RenderStore::new(Arc::from(objects), root))
+    let options = std::iter::once(("timeout".to_owned(), REQUEST.to_owned())).chain(variables);
+    let built = build(&scheme, url.as_str(), options.collect());
+    let objects = built.map_err(|e| fail(format!("{e}; {KINDS}")))?;
+    let (_, root) = ObjectStoreScheme::parse(&url).map_err(|e| fail(e.to_string()))?;
+    Ok(RenderStore::new(objects, root))
+}
+
+/// A client with few retries of its own: those who use it try again, and say so.
+fn build(
+    scheme: &ObjectStoreScheme,
+    url: &str,
+    options: Vec<(String, String)>,
+) -> object_store::Result<Arc<dyn ObjectStore>> {
+    let retry =
+        || RetryConfig { max_retries: RETRIES, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
+    macro_rules! build {
+        ($builder:ty) => {{
+            let builder = <$builder>::new().with_url(url).with_retry(retry());
+            // Variables that mean nothing to the client are left alone.
+            let known = |(key, value): (String, String)| Some((key.parse().ok()?, value));
+            let options = options.into_iter().filter_map(known);
+            let builder = options.fold(builder, |builder, (key, value)| builder.with_config(key, value));
+            Arc::new(builder.build()?)
+        }};
+    }
+    Ok(match scheme {
+        ObjectStoreScheme::AmazonS3 => build!(object_store::aws::AmazonS3Builder),
+        ObjectStoreScheme::GoogleCloudStorage => build!(object_store::gcp::GoogleCloudStorageBuilder),
+        ObjectStoreScheme::MicrosoftAzure => build!(object_store::azure::MicrosoftAzureBuilder),
+        _ => Arc::new(InMemory::new()),
+    })
 }
 
 fn folder(path: &std::path::Path) -> Result<RenderStore, String> {
     std::fs::create_dir_all(path).map_err(|e| e.to_string())?;
     let objects = LocalFileSystem::new_with_prefix(path).map_err(|e| e.to_string())?.with_fsync(true);
-    Ok(RenderStore::new(Arc::new(objects) as Arc<dyn ObjectStore>, Path::default()))
+    Ok(RenderStore::in_folder(Arc::new(objects), path.to_owned()))
 }
 
 /// The HTTP client asks for the process's cryptography: ring, as for every other connection here.

@@ -50,16 +50,17 @@ async fn inputs_stages_and_results_come_back_and_damage_is_named() {
         let picture = Some(InputPicture { size, hash: hash.clone() });
         let mut record = RenderRecord { picture, plan: Some(hash_of(b"{}")), ..record("r1", 1) };
         store.create(&record, &inputs).await.unwrap();
-        assert_eq!(store.inputs(&record).await.unwrap(), inputs);
+        assert_eq!(store.inputs(&record, true).await.unwrap(), inputs);
         record.picture = Some(InputPicture { size: ImageSize { width: 3, height: 1 }, hash: hash.clone() });
-        assert!(store.inputs(&record).await.unwrap_err().to_string().contains("another size"));
+        assert!(store.inputs(&record, true).await.unwrap_err().to_string().contains("another size"));
         store.write(&store.input_path("r1", &hash), vec![0; 6]).await.unwrap();
-        assert!(store.inputs(&record).await.unwrap_err().to_string().contains(&hash));
+        assert!(store.inputs(&record, true).await.unwrap_err().to_string().contains(&hash));
 
         let spec = crate::spec::tests::spec();
         let latent = Array::new([1, 1, 2], vec![0.5, -1.0]).unwrap();
         assert!(store.stage("r1", 0, [1, 1, 2], &spec).await.unwrap().is_none());
-        store.put_stage("r1", 0, &latent, &spec).await.unwrap();
+        let bytes = encode_latents(&latent, &Settings::new(spec.clone())).unwrap();
+        store.write(&store.stage_path("r1", 0), bytes).await.unwrap();
         assert_eq!(store.stage("r1", 0, [1, 1, 2], &spec).await.unwrap(), Some(latent));
         let error = async |stage, shape, spec: &RenderSpec| {
             store.stage("r1", stage, shape, spec).await.unwrap_err().to_string()
@@ -74,7 +75,10 @@ async fn inputs_stages_and_results_come_back_and_damage_is_named() {
         assert!(store.result("r1", Part::Picture, 2).await.unwrap().is_none());
         // More than fits one part.
         let png: Vec<u8> = (0..SMALL * 2 + 77).map(|i| (i % 251) as u8).collect();
-        store.put_result("r1", png.clone(), vec![8]).await.unwrap();
+        let owner = Owner { incarnation: "a".into(), name: "a".into() };
+        let claim = store.claim("r1", &owner).await.unwrap();
+        let outputs = Outputs { picture: png.clone().into(), latents: None, plans: vec![8].into() };
+        store.put_result("r1", &claim, &outputs).await.unwrap();
         let mut fetched = store.result("r1", Part::Picture, 2).await.unwrap().unwrap();
         let mut bytes = Vec::new();
         while let Some(piece) = fetched.bytes.next().await {

@@ -11,12 +11,15 @@ mod trace;
 use std::sync::Arc;
 
 use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, WireDtype};
+use tokio_util::sync::CancellationToken;
 
 pub use report::{Comparison, Report, Tolerance};
 pub use trace::{Trace, TraceError};
 
 use crate::farm::Lane;
-use crate::render::{Progress, RenderError, Sampling, encode_text, mean_and_std, sampled_latent};
+use crate::render::{
+    Course, Progress, RenderError, Sampling, StageBegin, encode_text, mean_and_std, sampled_latent,
+};
 use crate::sampler::canvas::Canvas;
 use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
@@ -155,9 +158,11 @@ impl Replay<'_> {
         };
         let size = self.trace.case().base_size();
         let plan = Plan::whole(sampling.latent_size(size), schedule.len());
-        progress.stage(0, 2, size, plan.len());
+        progress.stage(StageBegin { stage: 0, total: 2, size, patches: plan.len(), done: 0 });
         let run = StageRun::new(plan, schedule.clone(), Start::Noise(NoiseField::Stored(noise)));
-        let latent = sampling.run_stage(0, size, run, &mut (), progress).await?;
+        let latent = sampling
+            .run_stage(0, size, run, &mut (), &mut Course::new(progress, &mut (), CancellationToken::new()))
+            .await?;
         self.compare("base", "base_latents", latent.clone(), Tolerance::LATENT);
         Ok(Some(latent))
     }
@@ -247,11 +252,19 @@ impl Replay<'_> {
             }
         };
         let plan = self.trace.plan(sampling.latent_size(size))?;
-        progress.stage(1, 2, size, plan.len());
+        progress.stage(StageBegin { stage: 1, total: 2, size, patches: plan.len(), done: 0 });
         let channels = self.model.latent_channels as usize;
         let mut recorder = Recorder::new(channels, sampling.latent_size(size), plan.steps());
         let run = StageRun::new(plan, schedule, start);
-        let last = sampling.run_stage(1, size, run, &mut recorder, progress).await?;
+        let last = sampling
+            .run_stage(
+                1,
+                size,
+                run,
+                &mut recorder,
+                &mut Course::new(progress, &mut (), CancellationToken::new()),
+            )
+            .await?;
         let rows = 1 + usize::from(case.guidance_scale > 1.0) + usize::from(case.pag_scale > 0.0);
         recorder.patches.sort_by_key(|(input, _)| input.id);
         for (input, prediction) in recorder.patches {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use gigasmith_coordinator::control;
 use gigasmith_coordinator::farm::{Farm, FarmOptions};
-use gigasmith_coordinator::jobs::{JobSubmission, Jobs};
+use gigasmith_coordinator::jobs::{JobSubmission, Jobs, JobsOptions};
 use gigasmith_coordinator::net::{self, auth::Gate, doorman};
 use gigasmith_coordinator::request::RenderRequest;
 use gigasmith_coordinator::sampler::plan::PlanKind;
-use gigasmith_coordinator::store;
+use gigasmith_coordinator::store::{self, KeepOptions, Owner};
 use gigasmith_proto::domain::{RenderState, RenderStatus, WorkerState, WorkerStatus};
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::connect::{ConnectArgs, Token};
@@ -55,7 +55,9 @@ impl Coordinator {
         let address = listener.local_addr().expect("it has an address");
         let farm = Farm::start(FarmOptions { examines: true });
         let store = store::open("memory:///").expect("memory is there");
-        let jobs = Jobs::open(farm.clone(), store, 2).await.expect("an empty store opens");
+        let owner = Owner { incarnation: "a test".into(), name: "a test".into() };
+        let options = JobsOptions { active: 2, keep: KeepOptions::default(), owner };
+        let jobs = Jobs::open(farm.clone(), store, options).await.expect("an empty store opens");
         let routes = control::routes(farm.clone(), jobs.clone(), Gate::new(None)).await;
         let incoming = doorman::incoming(listener, places);
         let server = tokio::spawn(net::serve(net::server(None).expect("no certificate"), routes, incoming));

@@ -192,6 +192,24 @@ impl Plan {
         self.kind
     }
 
+    /// The BLAKE3 of everything in it. Equal plans have equal hashes, whatever program drew them.
+    pub fn hash(&self) -> [u8; 32] {
+        let Geometry { canvas, window, zone } = self.geometry;
+        let mut hasher = blake3::Hasher::new();
+        let mut number = |n: u64| {
+            hasher.update(&n.to_le_bytes());
+        };
+        number(u64::from(self.kind == PlanKind::Paper));
+        for n in [canvas.height, canvas.width, window.height, window.width, zone] {
+            number(n as u64);
+        }
+        self.offsets.iter().for_each(|&n| number(n.into()));
+        for PlannedPatch { top, left, bit } in &self.patches {
+            number((*top as u64) << 32 | (*left as u64) << 1 | u64::from(*bit));
+        }
+        *hasher.finalize().as_bytes()
+    }
+
     /// Number of steps.
     pub fn steps(&self) -> usize {
         self.offsets.len() - 1

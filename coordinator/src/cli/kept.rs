@@ -1,0 +1,411 @@
+//! Renders with checkpoints on this machine: what `render --store` and `resume` share.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use gigasmith_proto::domain::Identifier;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::Failure;
+use super::progress::Display;
+use super::render::{FileArgs, no_latents};
+use super::seeds::Seeds;
+use super::tell;
+use crate::embedded::EmbeddedFarm;
+use crate::farm::Lane;
+use crate::jobs::{JobError, is_name};
+use crate::output::write_atomically;
+use crate::render::{Course, Progress, RenderError, RenderInputs, render_from};
+use crate::request::{RenderRequest, RequestInputs, given_plans};
+use crate::spec::RenderSpec;
+use crate::store::{
+    self, Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Outputs, Owner, Part, RenderRecord,
+    RenderStore, Restored, StateRecord, StoreError, Stored, StoredState,
+};
+
+use std::path::Path;
+use std::sync::Arc;
+use tokio_stream::StreamExt;
+
+/// The store unless another is given.
+pub(super) const DEFAULT_STORE: &str = "gigasmith-store";
+/// How long the last checkpoint may take.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
+
+/// How checkpoints are kept.
+#[derive(Debug, Clone, Args)]
+pub(super) struct KeepArgs {
+    /// Between two checkpoints, for example 30s or 5m.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval)]
+    checkpoint_every: Duration,
+    /// Newest checkpoints of a render that are kept, at least 2. When it is done, all of them go.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=1000))]
+    keep: u16,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let every = humantime::parse_duration(text).map_err(|e| format!("{e}; give for example 60s or 5m"))?;
+    let range = Duration::from_millis(10)..=Duration::from_secs(7 * 86_400);
+    range.contains(&every).then_some(every).ok_or_else(|| "give 10ms to 7days".to_owned())
+}
+
+impl KeepArgs {
+    pub(super) fn options(&self) -> KeepOptions {
+        KeepOptions { every: self.checkpoint_every, keep: self.keep.into() }
+    }
+}
+
+/// This process, as others that reach for a render see it.
+pub(super) fn owner() -> Owner {
+    let host = gethostname::gethostname().to_string_lossy().into_owned();
+    let Identifier(bytes) = Identifier::random();
+    Owner {
+        incarnation: bytes.iter().map(|b| format!("{b:02x}")).collect(),
+        name: format!("process {} on {host}", std::process::id()),
+    }
+}
+
+/// A store to keep renders in.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    store: RenderStore,
+    url: String,
+    options: KeepOptions,
+    owner: Owner,
+    stop: CancellationToken,
+}
+
+/// A render that was taken up.
+#[derive(Debug)]
+pub(super) struct TakenUp {
+    record: RenderRecord,
+    spec: RenderSpec,
+    state: StoredState,
+    claim: Claim,
+}
+
+impl Keeping {
+    /// Opens a store.
+    pub(super) async fn open(url: &str, keep: &KeepArgs, stop: CancellationToken) -> Result<Self, Failure> {
+        let store = store::open(url).map_err(Failure::output)?;
+        Ok(Self { store, url: url.to_owned(), options: keep.options(), owner: owner(), stop })
+    }
+
+    /// The same for a failure of the store.
+    pub(super) fn failure(&self, error: StoreError) -> Failure {
+        match error {
+            StoreError::Superseded { .. } | StoreError::Removed(_) => Failure::Superseded(error.to_string()),
+            error => Failure::output(format!("the store {} cannot be used: {error}", self.url)),
+        }
+    }
+
+    /// Runs what comes before there is anything to lose.
+    pub(super) async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            done = work => done,
+            () = self.stop.cancelled() => Err(Failure::Interrupted),
+        }
+    }
+
+    /// One id per seed, `None` for the next free one. Fails when the store cannot be used: before a model is
+    /// loaded.
+    pub(super) async fn check_names(
+        &self,
+        name: Option<&str>,
+        seeds: &Seeds,
+    ) -> Result<Vec<Option<String>>, Failure> {
+        self.store.ids().await.map_err(|e| self.failure(e))?;
+        let named = |&seed: &u64| match (name, &seeds.0[..]) {
+            (None, _) => None,
+            (Some(name), [_]) => Some(name.to_owned()),
+            (Some(name), _) => Some(format!("{name}-{seed}")),
+        };
+        let names: Vec<Option<String>> = seeds.0.iter().map(named).collect();
+        match names.iter().flatten().find(|name| !is_name(name)) {
+            Some(name) => Err(Failure::usage(JobError::Name(name.clone()))),
+            None => Ok(names),
+        }
+    }
+
+    /// The render of an id.
+    pub(super) async fn read(&self, id: &str) -> Result<Stored, Failure> {
+        let found = self.store.read(id).await.map_err(|e| self.failure(e))?;
+        let (url, list) = (&self.url, self.command("renders", ""));
+        found
+            .ok_or_else(|| Failure::Input(format!("there is no render `{id}` in {url}: `{list}` lists them")))
+    }
+
+    /// What came along with a render.
+    pub(super) async fn inputs(&self, record: &RenderRecord) -> Result<RequestInputs, Failure> {
+        self.store.inputs(record, true).await.map_err(|e| self.failure(e))
+    }
+
+    fn command(&self, verb: &str, id: &str) -> String {
+        let store =
+            if self.url == DEFAULT_STORE { String::new() } else { format!("--store {}", quoted(&self.url)) };
+        let words = ["gigasmith", verb, id, &store];
+        words.into_iter().filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Takes up the render of this name, or stores a new one: everything that it needs, before its first
+    /// patch.
+    pub(super) async fn take_up(
+        &self,
+        name: Option<String>,
+        request: RenderRequest,
+        inputs: &RequestInputs,
+        spec: RenderSpec,
+    ) -> Result<TakenUp, Failure> {
+        let fail = |e| self.failure(e);
+        let there = match &name {
+            Some(id) => self.store.read(id).await.map_err(fail)?,
+            None => None,
+        };
+        let stored = match there {
+            Some(stored) => stored,
+            None => {
+                let order = self.store.list().await.map_err(fail)?.iter().map(|s| s.record.order).max();
+                let new = NewRender { id: name, order: order.unwrap_or(0) + 1, request, priority: 0 };
+                let record = self.store.add(new, inputs).await.map_err(fail)?;
+                Stored { record, spec: None, state: StateRecord::queued(0) }
+            }
+        };
+        self.claim(stored, spec).await
+    }
+
+    /// Takes up a render that the store has. `spec`: what its settings come to here and now.
+    pub(super) async fn claim(&self, stored: Stored, spec: RenderSpec) -> Result<TakenUp, Failure> {
+        let fail = |e| self.failure(e);
+        let Stored { record, spec: before, state } = stored;
+        let id = &record.id;
+        let before = match before {
+            Some(before) => before,
+            None => self.store.settle(id, &spec).await.map_err(fail)?,
+        };
+        self.check_settings(id, &before, &spec)?;
+        if state.state == StoredState::Cancelled {
+            return Err(Failure::usage(format!(
+                "render `{id}` was cancelled, and its checkpoints are gone: choose another name, or remove it: {}",
+                self.command("renders rm", id)
+            )));
+        }
+        let claim = self.store.claim(id, &self.owner).await.map_err(fail)?;
+        Ok(TakenUp { spec: before, state: state.state, claim, record })
+    }
+
+    /// Fails with what differs from the settings that a render was begun with.
+    fn check_settings(&self, id: &str, before: &RenderSpec, now: &RenderSpec) -> Result<(), Failure> {
+        let mut now = now.clone();
+        if before.mix && now.model.fingerprints == before.model.fingerprints {
+            // Any class may take part.
+            now.model = before.model.clone();
+        }
+        now.model.name.clone_from(&before.model.name);
+        let differences = before.differences(&now);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let is_model = differences.iter().all(|d| d.starts_with("model."));
+        let differences = differences.join("; ");
+        let remove = self.command("renders rm", id);
+        Err(match is_model {
+            true => Failure::Model(format!(
+                "render `{id}` was begun with another model, device or dtype: {differences}; go on with those it \
+                 was begun with, or remove it: {remove}"
+            )),
+            false => Failure::usage(format!(
+                "render `{id}` was begun with other settings: {differences}; choose another --name, or remove it: \
+                 {remove}"
+            )),
+        })
+    }
+
+    /// Goes on with a render to its end, and writes what it made.
+    pub(super) async fn finish(
+        &self,
+        taken: TakenUp,
+        files: FileArgs,
+        (embedded, lane): (&mut EmbeddedFarm, &Arc<Lane>),
+        display: &mut Display,
+    ) -> Result<(), Failure> {
+        let started = Instant::now();
+        let id = taken.record.id.clone();
+        if taken.state == StoredState::Done {
+            self.fetch(&taken, &files).await?;
+            display.say(&format!("wrote {} (render {id} was done already)", files.output.display()));
+            return Ok(());
+        }
+        let outputs = self.render(&taken, &files, (embedded, lane), display).await?;
+        display.phase("writing");
+        let written = write(&files, &outputs);
+        let kept = self.keep_result(&taken, &outputs).await;
+        display.finish();
+        let resume = self.resume(&id, &files);
+        match (written, kept) {
+            (Ok(()), Ok(())) => {}
+            (Err(error), Ok(())) => {
+                return Err(Failure::output(format!(
+                    "{error}; nothing is lost, the store has it: `{}` with a place to write to",
+                    self.command("resume", &id)
+                )));
+            }
+            (Ok(()), Err(superseded @ Failure::Superseded(_))) => return Err(superseded),
+            (Ok(()), Err(error)) => {
+                display.warn(&format!("the picture is written, but could not be kept in the store: {error}"));
+            }
+            (Err(error), Err(kept)) => {
+                return Err(Failure::output(format!(
+                    "{error}, and {kept}: mend it, then `{resume}` goes on"
+                )));
+            }
+        }
+        let (seed, seconds) = (taken.spec.seed, started.elapsed().as_secs_f64());
+        display.say(&format!("wrote {} (render {id}, seed {seed}, {seconds:.1} s)", files.output.display()));
+        Ok(())
+    }
+
+    /// Renders from the newest checkpoint, leaving new ones.
+    async fn render(
+        &self,
+        taken: &TakenUp,
+        files: &FileArgs,
+        (embedded, lane): (&mut EmbeddedFarm, &Arc<Lane>),
+        display: &mut Display,
+    ) -> Result<Outputs, Failure> {
+        let TakenUp { record, spec, claim, .. } = taken;
+        let id = record.id.as_str();
+        display.phase("reading the checkpoint");
+        let read = async {
+            let restored = self.store.restore(id, spec, lane.model()).await.map_err(|e| self.failure(e))?;
+            let from_start = restored.resumed.at.is_none();
+            let inputs = self.store.inputs(record, from_start).await.map_err(|e| self.failure(e))?;
+            Ok((restored, inputs))
+        };
+        let (Restored { resumed, found, damage }, inputs) = self.unless_stopped(read).await?;
+        display.finish();
+        damage.iter().for_each(|damage| display.warn(damage));
+        let plans = inputs.plan.as_deref().map(|json| given_plans(json, spec, lane.model())).transpose();
+        let inputs = RenderInputs { picture: inputs.picture, plans: plans.map_err(Failure::usage)? };
+        let stop = self.stop.child_token();
+        let mut keeper = Keeper::start(KeeperStart {
+            store: self.store.clone(),
+            id: id.to_owned(),
+            claim: claim.clone(),
+            spec: spec.hash(),
+            found,
+            options: self.options,
+            stop: stop.clone(),
+        });
+        let mut course = Course::new(display, &mut keeper, stop);
+        let work = render_from(lane.clone(), spec, inputs, resumed, &mut course);
+        let rendered = embedded.until_worker_ends(work).await.map_err(Failure::from);
+        let failure: Failure = match rendered {
+            Ok(Ok(rendered)) => {
+                let patch_side = lane.model().patch_side as usize;
+                let spec = spec.clone();
+                let encoded =
+                    tokio::task::spawn_blocking(move || Outputs::encode(&rendered, &spec, patch_side)).await;
+                let encoded = encoded.map_err(|e| e.to_string()).flatten();
+                return encoded.map_err(|e| Failure::output(format!("the picture cannot be encoded: {e}")));
+            }
+            Ok(Err(RenderError::Stopped)) => {
+                display.say("taking a last checkpoint (Ctrl-C again ends at once)");
+                Failure::Interrupted
+            }
+            Ok(Err(error)) => error.into(),
+            Err(error) => error,
+        };
+        display.finish();
+        let resume = self.resume(id, files);
+        let closed = keeper.close(LAST_CHECKPOINT).await;
+        Err(match (failure, closed) {
+            (_, Closed::Lost(error)) => self.failure(error),
+            (Failure::Interrupted, Closed::Kept) => {
+                Failure::Left(format!("interrupted: `{resume}` goes on from here"))
+            }
+            (Failure::Interrupted, Closed::Late(reason)) => Failure::Left(format!(
+                "interrupted, but the last checkpoint is missing ({reason}): `{resume}` goes on from the one before"
+            )),
+            (Failure::Render(reason), _) => Failure::Render(format!("{reason}; `{resume}` tries again")),
+            (other, _) => other,
+        })
+    }
+
+    /// The command that goes on with a render.
+    fn resume(&self, id: &str, files: &FileArgs) -> String {
+        let mut command = self.command("resume", id);
+        let mut add = |flag: &str, path: &Path| {
+            command.push_str(&format!(" {flag} {}", quoted(&path.display().to_string())));
+        };
+        add("-o", &files.output);
+        files.save_latents.iter().for_each(|path| add("--save-latents", path));
+        files.save_plan.iter().for_each(|path| add("--save-plan", path));
+        command
+    }
+
+    /// Stores what a render made, then that it is done; then its checkpoints are of no use.
+    async fn keep_result(&self, taken: &TakenUp, outputs: &Outputs) -> Result<(), Failure> {
+        let (id, claim) = (taken.record.id.as_str(), &taken.claim);
+        let keep = async {
+            self.store.put_result(id, claim, outputs).await?;
+            let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(taken.record.priority) };
+            self.store.set_state(id, &done).await
+        };
+        keep.await.map_err(|e| self.failure(e))?;
+        if let Err(error) = self.store.discard_checkpoints(id, claim).await {
+            tell(&format!("warning: the checkpoints of {id} are left behind: {error}"));
+        }
+        Ok(())
+    }
+
+    /// Writes the results of a finished render.
+    async fn fetch(&self, taken: &TakenUp, files: &FileArgs) -> Result<(), Failure> {
+        let stages = taken.spec.upscales.len() as u32;
+        let named = [
+            (Part::Picture, Some(&files.output)),
+            (Part::Latents, files.save_latents.as_ref()),
+            (Part::Plan, files.save_plan.as_ref()),
+        ];
+        for (part, path) in named {
+            let Some(path) = path else { continue };
+            let id = &taken.record.id;
+            let found = self.store.result(id, part, stages).await.map_err(|e| self.failure(e))?;
+            let mut found = found.ok_or_else(|| match part {
+                Part::Latents => no_latents(),
+                _ => Failure::output(format!("the result of render {id} is no longer in the store")),
+            })?;
+            let mut bytes = Vec::new();
+            while let Some(piece) = found.bytes.next().await {
+                let source = |e| StoreError::Store { path: id.clone(), source: e };
+                bytes.extend_from_slice(&piece.map_err(|e| self.failure(source(e)))?);
+            }
+            write_atomically(path, |file| file.write_all(&bytes))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes what was asked for.
+fn write(files: &FileArgs, outputs: &Outputs) -> Result<(), Failure> {
+    write_atomically(&files.output, |file| file.write_all(&outputs.picture))?;
+    if let Some(path) = &files.save_latents {
+        let (_, latents) = outputs.latents.as_ref().ok_or_else(no_latents)?;
+        write_atomically(path, |file| file.write_all(latents))?;
+    }
+    if let Some(path) = &files.save_plan {
+        write_atomically(path, |file| file.write_all(&outputs.plans))?;
+    }
+    Ok(())
+}
+
+/// As a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c);
+    match word.chars().all(plain) && !word.is_empty() {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}

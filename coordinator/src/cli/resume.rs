@@ -1,0 +1,107 @@
+//! `gigasmith resume`: an interrupted render goes on, on this machine.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use gigasmith_proto::domain::Dtype;
+use gigasmith_worker::cli::{DeviceArgs, DtypeArg};
+use gigasmith_worker::model::ModelSource;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::Failure;
+use super::kept::{DEFAULT_STORE, KeepArgs, Keeping};
+use super::progress::Display;
+use super::render::FileArgs;
+use super::seeds::Seeds;
+use super::worker;
+use crate::request::{Resolved, resolve};
+use crate::spec::{ModelSpec, RenderSpec};
+
+/// Arguments of `gigasmith resume`.
+#[derive(Debug, Args)]
+pub(super) struct ResumeArgs {
+    /// The render.
+    id: String,
+    /// The store that has it: a folder, file://, s3://, gs:// or az://.
+    #[arg(long, value_name = "URL", default_value = DEFAULT_STORE)]
+    store: String,
+    /// The picture to write: ID.png unless given.
+    #[arg(short, long, value_name = "FILE.png")]
+    output: Option<PathBuf>,
+    /// Write the last stage's latents.
+    #[arg(long, value_name = "FILE.safetensors")]
+    save_latents: Option<PathBuf>,
+    /// Write the plan of the upscale stages.
+    #[arg(long, value_name = "FILE.json")]
+    save_plan: Option<PathBuf>,
+    /// Where its model is, if the name that the render has for it means nothing here. It must be the same.
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    keep: KeepArgs,
+    /// No progress.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Goes on with a render to its end.
+pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(), Failure> {
+    let keeping = Keeping::open(&args.store, &args.keep, stop).await?;
+    let stored = keeping.unless_stopped(keeping.read(&args.id)).await?;
+    let files = FileArgs {
+        output: args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.png", args.id))),
+        save_latents: args.save_latents.clone(),
+        save_plan: args.save_plan.clone(),
+    };
+    files.check(&Seeds(vec![stored.record.request.seed]))?;
+    let mut display = Display::new(args.quiet);
+    let prepare = async {
+        let mut embedded =
+            worker::start(args.source(&stored.record.request.model)?, &args.device(&stored.spec)).await?;
+        let lane = embedded.lane().await?;
+        let spec = match &stored.spec {
+            // Its settings are what they were; what may differ is what it would go on with.
+            Some(spec) => RenderSpec { model: ModelSpec::of(lane.model()), ..spec.clone() },
+            None => {
+                let inputs = keeping.inputs(&stored.record).await?;
+                let resolved =
+                    resolve(&stored.record.request, &inputs, lane.model()).map_err(Failure::usage)?;
+                let Resolved { spec, warnings, .. } = resolved;
+                warnings.iter().for_each(|w| super::tell(&format!("warning: {w}")));
+                spec
+            }
+        };
+        let taken = keeping.claim(stored, spec).await?;
+        Ok((embedded, lane, taken))
+    };
+    let (mut embedded, lane, taken) = keeping.unless_stopped(prepare).await?;
+    keeping.finish(taken, files, (&mut embedded, &lane), &mut display).await?;
+    drop(lane);
+    embedded.stop().await;
+    Ok(())
+}
+
+impl ResumeArgs {
+    fn source(&self, before: &str) -> Result<ModelSource, Failure> {
+        let name = self.model.as_deref().unwrap_or(before);
+        ModelSource::parse(name).map_err(|error| match self.model {
+            None => Failure::Model(format!(
+                "the render was begun with the model `{name}`, which is no known name here: pass --model with \
+                 its folder"
+            )),
+            Some(_) => error.into(),
+        })
+    }
+
+    /// The device; the number format is the render's unless another is given, which is refused later.
+    fn device(&self, spec: &Option<RenderSpec>) -> DeviceArgs {
+        let before = spec.as_ref().map(|s| match s.model.numeric_class.dtype {
+            Dtype::F32 => DtypeArg::F32,
+            Dtype::F16 => DtypeArg::F16,
+            Dtype::Bf16 => DtypeArg::Bf16,
+        });
+        DeviceArgs { dtype: self.device.dtype.or(before), ..self.device.clone() }
+    }
+}

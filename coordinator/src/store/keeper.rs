@@ -1,0 +1,624 @@
+//! The task that keeps a render's checkpoints.
+//!
+//! The render gives points and never waits ([`Keeper`] is its journal); the task writes the newest one: blobs
+//! that are not there yet, then a look whether somebody newer has taken over, then the manifest, created
+//! once. Then it gives up what no kept manifest needs.
+//!
+//! What can go wrong: *the store fails or is slow*: the same point, or a newer one that has come meanwhile,
+//! is tried again, with growing pauses, for as long as it takes; blobs that arrived are not sent again.
+//! *Somebody newer took over, or removed the render*: nothing more is written, and the render is stopped.
+//! *The process dies*: what was not in a manifest yet is lost; blobs without one are swept by whoever takes
+//! the render up. *The answer to a manifest's creation is lost*: it is there under its name with our bytes,
+//! or it is torn, and the next number is taken.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use gigasmith_proto::domain::{Array, Conditioning};
+use object_store::PutMode;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::blobs::{Blob, Known, conditioning_bytes};
+use super::claim::Claim;
+use super::manifest::{
+    ArrayRecord, BlobId, BlockRecord, CanvasRecord, Kept, MANIFEST_VERSION, Manifest, ManifestAt, superseded,
+};
+use super::{RenderStore, StoreError};
+use crate::render::{Journal, Point, PointAt, SavedDecoding};
+use crate::sampler::blocks::BlockGrid;
+use crate::sampler::stage::{SavedStage, StageRules};
+
+/// How often it is looked whether somebody newer has taken over, when no checkpoint is due sooner.
+const WATCH: Duration = Duration::from_secs(10);
+/// While a checkpoint is being written: how soon to ask again.
+const BUSY: Duration = Duration::from_millis(200);
+/// Pauses between attempts grow from here ...
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// ... to here.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A checkpoint that takes longer than this, and longer than the interval, is late.
+const LATE: Duration = Duration::from_secs(30);
+/// One whose writing fails is late after this.
+const LATE_BY_FAILURE: Duration = Duration::from_secs(5);
+/// Blobs younger than this are not swept, even if no manifest needs them: an older coordinator may still be
+/// about to write one that does.
+const SPARE: Duration = Duration::from_secs(3600);
+
+/// How often, and how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepOptions {
+    /// Between two checkpoints.
+    pub every: Duration,
+    /// Newest checkpoints that are kept, at least 2: a coordinator that takes over may be reading the last
+    /// but one.
+    pub keep: usize,
+}
+
+impl Default for KeepOptions {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(60), keep: 2 }
+    }
+}
+
+/// What a keeper starts from.
+#[derive(Debug)]
+pub struct KeeperStart {
+    /// Where.
+    pub store: RenderStore,
+    /// Which render.
+    pub id: String,
+    /// The right to write.
+    pub claim: Claim,
+    /// The hash of its spec.
+    pub spec: BlobId,
+    /// What lies there already.
+    pub found: Found,
+    /// How often, and how many.
+    pub options: KeepOptions,
+    /// Stops the render when somebody newer has taken over.
+    pub stop: CancellationToken,
+}
+
+/// What was found in the store when a render was taken up.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Its manifests.
+    pub(super) manifests: Vec<Kept>,
+    /// Blobs that were read and checked.
+    pub(super) blobs: Known,
+}
+
+/// How a keeper ended.
+#[derive(Debug)]
+pub enum Closed {
+    /// The newest point is in the store.
+    Kept,
+    /// It is not: the store did not take it in time.
+    Late(String),
+    /// Somebody newer has taken over, or the render was removed.
+    Lost(StoreError),
+}
+
+/// What has been written so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Checkpoints.
+    pub checkpoints: u64,
+    /// Bytes of blobs and manifests.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The newest point that is not being written yet.
+    next: Option<Point>,
+    /// Since when one is being written.
+    busy: Option<Instant>,
+    /// When the last one was taken.
+    taken: Option<Instant>,
+    error: Option<String>,
+    lost: Option<StoreError>,
+    tally: Tally,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Notify,
+    every: Duration,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+}
+
+/// A render's journal in the store.
+#[derive(Debug)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+    closing: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Keeper {
+    /// Starts keeping. Must be called within a tokio runtime.
+    pub fn start(start: KeeperStart) -> Self {
+        let KeeperStart { store, id, claim, spec, found, options, stop } = start;
+        let state = Mutex::default();
+        let shared = Arc::new(Shared { state, wake: Notify::new(), every: options.every });
+        let closing = CancellationToken::new();
+        let task = Task {
+            shared: shared.clone(),
+            closing: closing.clone(),
+            stop,
+            store,
+            id,
+            claim,
+            spec,
+            keep: options.keep.max(2),
+            sequence: 0,
+            manifests: found.manifests,
+            known: found.blobs,
+            current: Current::default(),
+            doomed: BTreeSet::new(),
+            swept: false,
+        };
+        Self { shared, closing, task: tokio::spawn(task.run()) }
+    }
+
+    /// What has been written so far.
+    pub fn tally(&self) -> Tally {
+        self.shared.state().tally
+    }
+
+    /// Waits until the newest point is in the store, for so long at most, and ends.
+    pub async fn close(mut self, limit: Duration) -> Closed {
+        self.closing.cancel();
+        let in_time = tokio::time::timeout(limit, &mut self.task).await;
+        self.task.abort();
+        let mut state = self.shared.state();
+        match (state.lost.take(), in_time) {
+            (Some(lost), _) => Closed::Lost(lost),
+            (None, Ok(Ok(()))) => Closed::Kept,
+            (None, Ok(Err(error))) => Closed::Late(format!("a bug in gigasmith, please report it: {error}")),
+            (None, Err(_)) => {
+                let slow = || format!("the store did not take it within {} s", limit.as_secs());
+                Closed::Late(state.error.take().unwrap_or_else(slow))
+            }
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Journal for Keeper {
+    fn wait(&self) -> Duration {
+        let state = self.shared.state();
+        if state.next.is_some() || state.busy.is_some() {
+            return BUSY;
+        }
+        state.taken.map_or(Duration::ZERO, |taken| self.shared.every.saturating_sub(taken.elapsed()))
+    }
+
+    fn note(&mut self, point: Point) {
+        let mut state = self.shared.state();
+        (state.next, state.taken) = (Some(point), Some(Instant::now()));
+        drop(state);
+        self.shared.wake.notify_one();
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let state = self.shared.state();
+        let since = state.busy?.elapsed();
+        let late = since > LATE.max(self.shared.every);
+        let seconds = since.as_secs();
+        match &state.error {
+            Some(error) => (since > LATE_BY_FAILURE).then(|| error.clone()),
+            None if late => {
+                Some(format!("the store is slow: a checkpoint has been on its way for {seconds} s"))
+            }
+            None => None,
+        }
+    }
+}
+
+/// What a blob is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Slot {
+    Conditioning,
+    Guide(usize),
+    Now(usize),
+    Before(usize),
+    Latent(usize),
+    Band(usize),
+    Tail(usize),
+    Waiting(usize),
+}
+
+/// A point on its way into the store: what is still to be written, and what the manifest will say.
+struct Draft {
+    stage: u32,
+    kind: Kind,
+    left: Vec<(Slot, Blob)>,
+    ids: BTreeMap<Slot, BlobId>,
+    /// Versions of the blocks that are written.
+    versions: BTreeMap<usize, u64>,
+}
+
+enum Kind {
+    Sampling { canvas: CanvasRecord, plan: BlobId, patches: u32, committed: Vec<(u32, u32)> },
+    Decoding { canvas: CanvasRecord, tails: Vec<Shape>, waiting: Vec<(u32, Shape)> },
+}
+
+type Shape = [usize; 3];
+
+/// What is known of the stage whose points are kept.
+#[derive(Debug, Default)]
+struct Current {
+    stage: Option<u32>,
+    conditioning: Option<BlobId>,
+    plan: Option<BlobId>,
+    guide: BTreeMap<usize, BlobId>,
+    latent: BTreeMap<usize, BlobId>,
+    bands: BTreeMap<usize, BlobId>,
+    /// Version, values now, values before of each block.
+    blocks: BTreeMap<usize, (u64, BlobId, Option<BlobId>)>,
+}
+
+impl Current {
+    fn blobs(&self) -> BTreeSet<BlobId> {
+        let blocks = self.blocks.values().flat_map(|(_, now, before)| std::iter::once(*now).chain(*before));
+        let lists = self.guide.values().chain(self.latent.values()).chain(self.bands.values());
+        blocks.chain(lists.copied()).chain(self.conditioning).collect()
+    }
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    closing: CancellationToken,
+    stop: CancellationToken,
+    store: RenderStore,
+    id: String,
+    claim: Claim,
+    spec: BlobId,
+    keep: usize,
+    sequence: u64,
+    manifests: Vec<Kept>,
+    known: Known,
+    current: Current,
+    /// Blobs of manifests that were given up.
+    doomed: BTreeSet<BlobId>,
+    /// Whether what earlier coordinators left is swept.
+    swept: bool,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let watch = WATCH.min(self.shared.every).max(BUSY);
+        loop {
+            let point = {
+                let mut state = self.shared.state();
+                let point = state.next.take();
+                state.busy = point.is_some().then(Instant::now);
+                point
+            };
+            let done = match point {
+                Some(point) => self.keep_point(point).await,
+                None if self.closing.is_cancelled() => return,
+                None => {
+                    tokio::select! {
+                        () = self.shared.wake.notified() => Ok(()),
+                        () = self.closing.cancelled() => Ok(()),
+                        () = tokio::time::sleep(watch) => self.look().await,
+                    }
+                }
+            };
+            if let Err(lost) = done {
+                self.shared.state().lost = Some(lost);
+                self.stop.cancel();
+                return;
+            }
+        }
+    }
+
+    /// Whether it is still ours, as far as the store can tell now.
+    async fn look(&self) -> Result<(), StoreError> {
+        match self.store.check(&self.claim).await {
+            Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) => Err(lost),
+            // The store is away: nothing can be written either.
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a point, or a newer one that comes meanwhile, however long it takes. Fails only when the right
+    /// to write is lost.
+    async fn keep_point(&mut self, point: Point) -> Result<(), StoreError> {
+        let mut draft = self.draft(point).await;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.attempt(&mut draft).await {
+                Ok(()) => break,
+                Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) => return Err(lost),
+                Err(error) => {
+                    tracing::debug!(id = self.id, %error, retry_in = ?pause, "a checkpoint is late");
+                    self.shared.state().error = Some(error.to_string());
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            let newer = self.shared.state().next.take();
+            if let Some(point) = newer {
+                draft = self.draft(point).await;
+            }
+        }
+        self.shared.state().error = None;
+        self.collect().await;
+        Ok(())
+    }
+
+    async fn attempt(&mut self, draft: &mut Draft) -> Result<(), StoreError> {
+        let written = self.store.write_blobs(&self.id, &self.known, std::mem::take(&mut draft.left)).await;
+        self.shared.state().tally.bytes += written.bytes;
+        draft.ids.extend(written.ids);
+        draft.left = written.left;
+        self.remember(draft);
+        if let Some(error) = written.error {
+            return Err(error);
+        }
+        self.store.check(&self.claim).await?;
+        self.create_manifest(draft).await
+    }
+
+    /// What is written need not be written again, even if this draft is given up.
+    fn remember(&mut self, draft: &Draft) {
+        let current = &mut self.current;
+        for (slot, &id) in &draft.ids {
+            match *slot {
+                Slot::Conditioning => current.conditioning = Some(id),
+                Slot::Guide(i) => drop(current.guide.insert(i, id)),
+                Slot::Latent(i) => drop(current.latent.insert(i, id)),
+                Slot::Band(i) => drop(current.bands.insert(i, id)),
+                Slot::Now(i) => {
+                    let before = draft.ids.get(&Slot::Before(i)).copied();
+                    let waits = draft.left.iter().any(|(slot, _)| *slot == Slot::Before(i));
+                    if let Some(&version) = draft.versions.get(&i).filter(|_| !waits) {
+                        current.blocks.insert(i, (version, id, before));
+                    }
+                }
+                Slot::Before(_) | Slot::Tail(_) | Slot::Waiting(_) => {}
+            }
+        }
+    }
+
+    async fn create_manifest(&mut self, draft: &Draft) -> Result<(), StoreError> {
+        loop {
+            let manifest = Manifest {
+                version: MANIFEST_VERSION,
+                epoch: self.claim.epoch,
+                sequence: self.sequence + 1,
+                spec: self.spec,
+                conditioning: draft.ids[&Slot::Conditioning],
+                stage: draft.stage,
+                at: draft.at(),
+            };
+            let path = self.store.manifest_path(&self.id, manifest.name());
+            let bytes = manifest.to_bytes();
+            let ours = match self.store.put(&path, bytes.clone(), PutMode::Create).await {
+                Ok(()) => true,
+                Err(StoreError::Store { source: object_store::Error::AlreadyExists { .. }, .. }) => {
+                    self.store.get(&path).await?.as_ref() == Some(&bytes)
+                }
+                Err(error) => return Err(error),
+            };
+            self.sequence += 1;
+            // One that is not ours is torn: whoever reads it sees that.
+            let stage = ours.then_some(manifest.stage);
+            let blobs = if ours { manifest.blobs() } else { BTreeSet::new() };
+            self.manifests.push(Kept { name: manifest.name(), stage, blobs });
+            if ours {
+                let mut state = self.shared.state();
+                state.tally.checkpoints += 1;
+                state.tally.bytes += bytes.len() as u64;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives up manifests, then blobs that none of the others needs. What cannot be deleted now is later.
+    async fn collect(&mut self) {
+        for name in superseded(&self.manifests, self.keep) {
+            if self.store.delete(&self.store.manifest_path(&self.id, name)).await.is_err() {
+                return;
+            }
+            let (gone, kept) = std::mem::take(&mut self.manifests).into_iter().partition(|m| m.name == name);
+            self.manifests = kept;
+            self.doomed.extend(Vec::<Kept>::into_iter(gone).flat_map(|m| m.blobs));
+        }
+        self.sweep().await;
+        let needed: BTreeSet<BlobId> =
+            self.manifests.iter().flat_map(|m| m.blobs.iter().copied()).chain(self.current.blobs()).collect();
+        let mut garbage = self.known.all();
+        garbage.append(&mut self.doomed);
+        let garbage: Vec<BlobId> = garbage.difference(&needed).copied().collect();
+        for chunk in garbage.chunks(16) {
+            let mut deleting = tokio::task::JoinSet::new();
+            for &blob in chunk {
+                // Forgotten first: from here on nobody may take it for stored.
+                self.known.remove(&blob);
+                let (store, path) = (self.store.clone(), self.store.blob_path(&self.id, &blob));
+                deleting.spawn(async move { (blob, store.delete(&path).await.is_ok()) });
+            }
+            let left = deleting.join_all().await.into_iter().filter(|(_, deleted)| !deleted);
+            self.doomed.extend(left.map(|(blob, _)| blob));
+        }
+    }
+
+    /// Once: looks for what earlier coordinators left without a manifest.
+    async fn sweep(&mut self) {
+        if self.swept {
+            return;
+        }
+        match self.store.old_blobs(&self.id, SPARE).await {
+            Ok(old) => {
+                self.swept = true;
+                self.doomed.extend(old);
+            }
+            Err(error) => tracing::debug!(id = self.id, %error, "what was left is swept later"),
+        }
+    }
+
+    /// What is to be written of a point. What this process has written of the same stage is not looked at
+    /// again.
+    async fn draft(&mut self, point: Point) -> Draft {
+        let Point { conditioning, stage, at } = point;
+        if self.current.stage != Some(stage) {
+            let conditioning = self.current.conditioning;
+            self.current = Current { stage: Some(stage), conditioning, ..Current::default() };
+        }
+        let mut draft = match at {
+            PointAt::Sampling { rules, saved } => self.sampling(stage, &rules, saved).await,
+            PointAt::Decoding { latent, grid, decoded } => self.decoding(stage, &latent, grid, decoded),
+        };
+        match self.current.conditioning {
+            Some(id) => drop(draft.ids.insert(Slot::Conditioning, id)),
+            None => draft.left.push((Slot::Conditioning, text(&conditioning))),
+        }
+        draft
+    }
+
+    async fn sampling(&mut self, stage: u32, rules: &Arc<StageRules>, saved: SavedStage) -> Draft {
+        let SavedStage { grid, committed, blocks } = saved;
+        let plan = match self.current.plan {
+            Some(plan) => plan,
+            None => {
+                let rules = rules.clone();
+                let hashed = tokio::task::spawn_blocking(move || BlobId::from(rules.plan().hash())).await;
+                hashed.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+            }
+        };
+        self.current.plan = Some(plan);
+        let channels = rules.channels();
+        let kind = Kind::Sampling {
+            canvas: canvas_record(channels, grid),
+            plan,
+            patches: rules.plan().len() as u32,
+            committed: committed.ranges(),
+        };
+        let mut draft = Draft::new(stage, kind);
+        for i in (0..grid.len()).filter(|_| rules.guide().is_some()) {
+            draft.want(Slot::Guide(i), self.current.guide.get(&i), || {
+                Blob::Guide(rules.clone(), grid.window(i))
+            });
+        }
+        for block in blocks {
+            let i = block.index;
+            let known = self.current.blocks.get(&i).filter(|(version, ..)| *version == block.version);
+            draft.versions.insert(i, block.version);
+            draft.want(Slot::Now(i), known.map(|(_, now, _)| now), || Blob::Values(block.now));
+            if let Some(values) = block.before {
+                let known = known.and_then(|(.., before)| before.as_ref());
+                draft.want(Slot::Before(i), known, || Blob::Values(values));
+            }
+        }
+        draft
+    }
+
+    fn decoding(&self, stage: u32, latent: &Arc<Array>, grid: BlockGrid, decoded: SavedDecoding) -> Draft {
+        let channels = latent.shape()[0];
+        let SavedDecoding { bands, tails, waiting } = decoded;
+        let shape = |a: &Array| a.chw().map(|(c, h, w)| [c, h, w]).expect("three axes");
+        let kind = Kind::Decoding {
+            canvas: canvas_record(channels, grid),
+            tails: tails.iter().map(shape).collect(),
+            waiting: waiting.iter().map(|(&i, tile)| (i as u32, shape(tile))).collect(),
+        };
+        let mut draft = Draft::new(stage, kind);
+        for i in 0..grid.len() {
+            draft.want(Slot::Latent(i), self.current.latent.get(&i), || {
+                Blob::Part(latent.clone(), grid.window(i))
+            });
+        }
+        for (i, band) in bands.into_iter().enumerate() {
+            draft.want(Slot::Band(i), self.current.bands.get(&i), || Blob::Bytes(band));
+        }
+        for (i, tail) in tails.into_iter().enumerate() {
+            draft.want(Slot::Tail(i), None, || Blob::Values(Arc::new(tail)));
+        }
+        for (i, tile) in waiting {
+            draft.want(Slot::Waiting(i), None, || Blob::Values(tile));
+        }
+        draft
+    }
+}
+
+fn text(conditioning: &Conditioning) -> Blob {
+    Blob::Bytes(Arc::new(conditioning_bytes(conditioning)))
+}
+
+fn canvas_record(channels: usize, grid: BlockGrid) -> CanvasRecord {
+    let size = grid.size();
+    CanvasRecord { channels, height: size.height, width: size.width, side: grid.side() }
+}
+
+impl Draft {
+    fn new(stage: u32, kind: Kind) -> Self {
+        Self { stage, kind, left: Vec::new(), ids: BTreeMap::new(), versions: BTreeMap::new() }
+    }
+
+    fn want(&mut self, slot: Slot, known: Option<&BlobId>, blob: impl FnOnce() -> Blob) {
+        match known {
+            Some(&id) => drop(self.ids.insert(slot, id)),
+            None => self.left.push((slot, blob())),
+        }
+    }
+
+    /// The ids of some slots, in order.
+    fn list(&self, first: Slot, end: Slot) -> Vec<BlobId> {
+        self.ids.range(first..end).map(|(_, id)| *id).collect()
+    }
+
+    /// What the manifest says. Every blob must be written.
+    fn at(&self) -> ManifestAt {
+        match &self.kind {
+            Kind::Sampling { canvas, plan, patches, committed } => {
+                let guide = self.list(Slot::Guide(0), Slot::Now(0));
+                let block = |(&index, _): (&usize, &u64)| BlockRecord {
+                    index,
+                    now: self.ids[&Slot::Now(index)],
+                    before: self.ids.get(&Slot::Before(index)).copied(),
+                };
+                ManifestAt::Sampling {
+                    canvas: *canvas,
+                    plan: *plan,
+                    patches: *patches,
+                    committed: committed.clone(),
+                    guide: (!guide.is_empty()).then_some(guide),
+                    blocks: self.versions.iter().map(block).collect(),
+                }
+            }
+            Kind::Decoding { canvas, tails, waiting } => {
+                let record = |shape: Shape, slot| ArrayRecord { shape, blob: self.ids[&slot] };
+                ManifestAt::Decoding {
+                    canvas: *canvas,
+                    latent: self.list(Slot::Latent(0), Slot::Band(0)),
+                    bands: self.list(Slot::Band(0), Slot::Tail(0)),
+                    tails: tails.iter().enumerate().map(|(i, s)| record(*s, Slot::Tail(i))).collect(),
+                    waiting: waiting
+                        .iter()
+                        .map(|&(i, shape)| (i, record(shape, Slot::Waiting(i as usize))))
+                        .collect(),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Taking a render up: the newest checkpoint that is whole.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gigasmith_proto::domain::{Array, ModelDescription};
+use tokio_stream::StreamExt;
+
+use super::blobs::{self, conditioning_from};
+use super::keeper::Found;
+use super::manifest::{
+    ArrayRecord, BlobId, BlockRecord, CanvasRecord, Kept, Manifest, ManifestAt, ManifestError, ManifestName,
+};
+use super::{RenderStore, StoreError};
+use crate::render::{Resumed, ResumedAt, SavedDecoding};
+use crate::sampler::blocks::BlockGrid;
+use crate::sampler::canvas::SavedBlock;
+use crate::sampler::patch_set::PatchSet;
+use crate::sampler::stage::SavedStage;
+use crate::sampler::units::{ImageSize, LatentSize, Window};
+use crate::spec::RenderSpec;
+
+/// A render as it was left.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Where it goes on.
+    pub resumed: Resumed,
+    /// What its keeper must know.
+    pub found: Found,
+    /// Checkpoints that could not be used, and why.
+    pub damage: Vec<String>,
+}
+
+/// Why a manifest was not used.
+enum Unusable {
+    /// It, or something it needs, is damaged: an older one may do.
+    Damaged(String),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Unusable {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Damaged { .. } => Self::Damaged(error.to_string()),
+            error => Self::Store(error),
+        }
+    }
+}
+
+/// Where blobs of a manifest belong.
+enum Place {
+    Conditioning,
+    Guide(usize),
+    Now(usize),
+    Before(usize),
+    Latent(usize),
+    Band(usize),
+    Tail(usize),
+    Waiting(usize),
+}
+
+impl RenderStore {
+    /// The newest point of a render that is whole, and what else lies there. Damaged checkpoints are named
+    /// in the result, and the ones before are used; the store's own failures are errors.
+    pub async fn restore(
+        &self,
+        id: &str,
+        spec: &RenderSpec,
+        model: &ModelDescription,
+    ) -> Result<Restored, StoreError> {
+        let mut restored = Restored::default();
+        let mut names = self.manifests(id).await?;
+        names.sort_unstable();
+        for name in names.into_iter().rev() {
+            let path = self.manifest_path(id, name);
+            let unusable = Kept { name, stage: None, blobs: Default::default() };
+            let manifest = match self.manifest(id, name, spec).await {
+                Ok(Some(manifest)) => manifest,
+                // Somebody has collected it meanwhile.
+                Ok(None) => continue,
+                Err(Unusable::Store(error)) => return Err(error),
+                Err(Unusable::Damaged(reason)) => {
+                    restored.damage.push(format!("the checkpoint {path} cannot be used: {reason}"));
+                    restored.found.manifests.push(unusable);
+                    continue;
+                }
+            };
+            let kept = Kept { name, stage: Some(manifest.stage), blobs: manifest.blobs() };
+            if restored.resumed.at.is_some() {
+                restored.found.manifests.push(kept);
+                continue;
+            }
+            match self.load(id, manifest, spec, model, &restored.found).await {
+                Ok(resumed) => {
+                    restored.resumed = resumed;
+                    restored.found.manifests.push(kept);
+                }
+                Err(Unusable::Store(error)) => return Err(error),
+                Err(Unusable::Damaged(reason)) => {
+                    restored.damage.push(format!("the checkpoint {path} cannot be used: {reason}"));
+                    restored.found.manifests.push(unusable);
+                }
+            }
+        }
+        if restored.resumed.at.is_none() {
+            restored.resumed.at = self.finished_stage(id, spec, model, &mut restored.damage).await?;
+        }
+        Ok(restored)
+    }
+
+    /// The manifests that a listing shows.
+    pub(super) async fn manifests(&self, id: &str) -> Result<Vec<ManifestName>, StoreError> {
+        let prefix = self.path(id, "checkpoints");
+        let mut listed = self.objects.list(Some(&prefix));
+        let mut names = Vec::new();
+        while let Some(found) = listed.next().await {
+            let found = found.map_err(|source| StoreError::Store { path: prefix.to_string(), source })?;
+            names.extend(found.location.filename().and_then(|name| name.parse::<ManifestName>().ok()));
+        }
+        Ok(names)
+    }
+
+    /// `None`: it is not there.
+    async fn manifest(
+        &self,
+        id: &str,
+        name: ManifestName,
+        spec: &RenderSpec,
+    ) -> Result<Option<Manifest>, Unusable> {
+        let path = self.manifest_path(id, name);
+        let Some(bytes) = self.get(&path).await? else { return Ok(None) };
+        let manifest = match Manifest::parse(&bytes) {
+            Ok(manifest) => manifest,
+            Err(ManifestError::Damaged(reason)) => return Err(Unusable::Damaged(reason)),
+            Err(error @ ManifestError::Version(_)) => {
+                let (path, reason) = (path.to_string(), error.to_string());
+                return Err(Unusable::Store(StoreError::Version { path, reason }));
+            }
+        };
+        match manifest.spec == spec.hash() {
+            true => Ok(Some(manifest)),
+            false => Err(Unusable::Damaged("it is of other settings".into())),
+        }
+    }
+
+    async fn load(
+        &self,
+        id: &str,
+        manifest: Manifest,
+        spec: &RenderSpec,
+        model: &ModelDescription,
+        found: &Found,
+    ) -> Result<Resumed, Unusable> {
+        let damaged = |reason: String| Unusable::Damaged(reason);
+        let stage = manifest.stage;
+        let size = spec.stage_size(stage).ok_or_else(|| damaged(format!("there is no stage {stage}")))?;
+        let (channels, latent) = (model.latent_channels as usize, size.latent(model.latent_factor));
+        let wanted = (channels, latent.height, latent.width);
+        let (CanvasRecord { channels, height, width, side }, blobs) = contents(&manifest);
+        if (channels, height, width) != wanted || side == 0 {
+            let found = format!("{channels}x{height}x{width}");
+            return Err(damaged(format!("its canvas is {found}, the render's is {wanted:?}")));
+        }
+        let grid = BlockGrid::new(LatentSize { height, width }, side);
+        let mut parts = Parts::new(grid, channels, &manifest.at);
+        if !parts.fit(&manifest.at, size) {
+            return Err(damaged("it does not list what such a canvas has".into()));
+        }
+        let mut conditioning = None;
+        self.read_blobs(id, blobs, |place, blob, bytes| {
+            found.blobs.insert(blob);
+            let put = match place {
+                Place::Conditioning => conditioning_from(&bytes).map(|c| conditioning = Some(c)),
+                place => parts.put(place, bytes).ok_or_else(|| "it has another length".to_owned()),
+            };
+            let path = || self.blob_path(id, &blob).to_string();
+            put.map_err(|reason| StoreError::Damaged { path: path(), reason })
+        })
+        .await?;
+        Ok(Resumed { conditioning, at: Some(parts.resumed(stage, manifest.at)) })
+    }
+
+    /// What programs before checkpoints kept: the latents of the newest finished stage.
+    async fn finished_stage(
+        &self,
+        id: &str,
+        spec: &RenderSpec,
+        model: &ModelDescription,
+        damage: &mut Vec<String>,
+    ) -> Result<Option<ResumedAt>, StoreError> {
+        for stage in (0..=spec.upscales.len() as u32).rev() {
+            let size = spec.stage_size(stage).expect("it is one of the spec's");
+            let latent = size.latent(model.latent_factor);
+            let shape = [model.latent_channels as usize, latent.height, latent.width];
+            match self.stage(id, stage, shape, spec).await {
+                Ok(None) => {}
+                Ok(Some(latent)) => {
+                    let decoded = SavedDecoding::default();
+                    return Ok(Some(ResumedAt::Finished { stage, latent, decoded }));
+                }
+                Err(error @ StoreError::Damaged { .. }) => damage.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The canvas of a manifest, and its blobs with their places.
+fn contents(manifest: &Manifest) -> (CanvasRecord, Vec<(Place, BlobId)>) {
+    let mut blobs = vec![(Place::Conditioning, manifest.conditioning)];
+    let numbered = |ids: &[BlobId], place: fn(usize) -> Place| -> Vec<(Place, BlobId)> {
+        ids.iter().enumerate().map(|(i, &id)| (place(i), id)).collect()
+    };
+    match &manifest.at {
+        ManifestAt::Sampling { canvas, guide, blocks, .. } => {
+            blobs.extend(numbered(guide.as_deref().unwrap_or_default(), Place::Guide));
+            for (i, BlockRecord { now, before, .. }) in blocks.iter().enumerate() {
+                blobs.push((Place::Now(i), *now));
+                blobs.extend(before.map(|before| (Place::Before(i), before)));
+            }
+            (*canvas, blobs)
+        }
+        ManifestAt::Decoding { canvas, latent, bands, tails, waiting } => {
+            blobs.extend(numbered(latent, Place::Latent));
+            blobs.extend(numbered(bands, Place::Band));
+            blobs.extend(tails.iter().enumerate().map(|(i, a)| (Place::Tail(i), a.blob)));
+            blobs.extend(waiting.iter().enumerate().map(|(i, (_, a))| (Place::Waiting(i), a.blob)));
+            (*canvas, blobs)
+        }
+    }
+}
+
+/// The pieces of a point as they come in.
+struct Parts {
+    grid: BlockGrid,
+    channels: usize,
+    /// What guides, or the finished latent: put together block by block.
+    whole: Option<Array>,
+    /// Position and shape of each block that was touched.
+    blocks: Vec<(usize, Window)>,
+    now: BTreeMap<usize, Arc<Array>>,
+    before: BTreeMap<usize, Arc<Array>>,
+    tail_shapes: Vec<[usize; 3]>,
+    tile_shapes: Vec<[usize; 3]>,
+    bands: BTreeMap<usize, Arc<Vec<u8>>>,
+    tails: BTreeMap<usize, Array>,
+    waiting: BTreeMap<usize, Arc<Array>>,
+}
+
+impl Parts {
+    fn new(grid: BlockGrid, channels: usize, at: &ManifestAt) -> Self {
+        let shapes = |arrays: Vec<&ArrayRecord>| arrays.iter().map(|a| a.shape).collect();
+        let (mut blocks, mut tail_shapes, mut tile_shapes) = (Vec::new(), Vec::new(), Vec::new());
+        let has_whole = match at {
+            ManifestAt::Sampling { guide, blocks: records, .. } => {
+                let known = records.iter().filter(|b| b.index < grid.len());
+                blocks = known.map(|b| (b.index, grid.window(b.index))).collect();
+                guide.is_some()
+            }
+            ManifestAt::Decoding { tails, waiting, .. } => {
+                tail_shapes = shapes(tails.iter().collect());
+                tile_shapes = shapes(waiting.iter().map(|(_, a)| a).collect());
+                true
+            }
+        };
+        let LatentSize { height, width } = grid.size();
+        let whole = has_whole.then(|| Array::zeros([channels, height, width]));
+        Self {
+            grid,
+            channels,
+            whole,
+            blocks,
+            now: BTreeMap::new(),
+            before: BTreeMap::new(),
+            tail_shapes,
+            tile_shapes,
+            bands: BTreeMap::new(),
+            tails: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a manifest lists as many things as the canvas has. What else could be wrong shows when the
+    /// stage is restored.
+    fn fit(&self, at: &ManifestAt, size: ImageSize) -> bool {
+        match at {
+            ManifestAt::Sampling { guide, blocks, committed, patches, .. } => {
+                guide.as_ref().is_none_or(|g| g.len() == self.grid.len())
+                    && blocks.len() == self.blocks.len()
+                    && blocks.is_sorted_by_key(|b| b.index)
+                    && PatchSet::from_ranges(committed, *patches as usize).is_some()
+            }
+            ManifestAt::Decoding { latent, bands, .. } => {
+                latent.len() == self.grid.len() && bands.len() <= size.height as usize
+            }
+        }
+    }
+
+    /// Puts a blob where it belongs; `None` when it does not fit.
+    fn put(&mut self, place: Place, bytes: Vec<u8>) -> Option<()> {
+        let shaped = |window: Window| blobs::values(&[self.channels, window.height, window.width], &bytes);
+        match place {
+            Place::Conditioning => return None,
+            Place::Guide(i) | Place::Latent(i) => {
+                let window = self.grid.window(i);
+                let block = shaped(window)?;
+                paste(self.whole.as_mut()?, &block, window);
+            }
+            Place::Now(i) => drop(self.now.insert(i, Arc::new(shaped(self.blocks[i].1)?))),
+            Place::Before(i) => drop(self.before.insert(i, Arc::new(shaped(self.blocks[i].1)?))),
+            Place::Band(i) => drop(self.bands.insert(i, Arc::new(bytes))),
+            Place::Tail(i) => drop(self.tails.insert(i, blobs::values(&self.tail_shapes[i], &bytes)?)),
+            Place::Waiting(i) => {
+                drop(self.waiting.insert(i, Arc::new(blobs::values(&self.tile_shapes[i], &bytes)?)));
+            }
+        }
+        Some(())
+    }
+
+    fn resumed(mut self, stage: u32, at: ManifestAt) -> ResumedAt {
+        match at {
+            ManifestAt::Sampling { committed, patches, plan, .. } => {
+                let committed = PatchSet::from_ranges(&committed, patches as usize).unwrap_or_default();
+                let blocks = self.blocks.iter().enumerate().map(|(i, &(index, _))| SavedBlock {
+                    index,
+                    version: 1,
+                    now: self.now.remove(&i).expect("every blob was read"),
+                    before: self.before.remove(&i),
+                });
+                let saved = SavedStage { grid: self.grid, committed, blocks: blocks.collect() };
+                ResumedAt::Stage { stage, plan: plan.to_string(), guide: self.whole, saved }
+            }
+            ManifestAt::Decoding { waiting, .. } => {
+                let tiles = self.waiting.into_values();
+                let positions = waiting.iter().map(|(position, _)| *position as usize);
+                let decoded = SavedDecoding {
+                    bands: self.bands.into_values().collect(),
+                    tails: self.tails.into_values().collect(),
+                    waiting: positions.zip(tiles).collect(),
+                };
+                let latent = self.whole.expect("a finished stage has a latent");
+                ResumedAt::Finished { stage, latent, decoded }
+            }
+        }
+    }
+}
+
+/// Copies a block (channels, height, width) into the canvas it is of.
+fn paste(canvas: &mut Array, block: &Array, window: Window) {
+    let (channels, height, width) = canvas.chw().expect("a canvas has three axes");
+    for channel in 0..channels {
+        for row in 0..window.height {
+            let target = (channel * height + window.top + row) * width + window.left;
+            let source = (channel * window.height + row) * window.width;
+            canvas.data_mut()[target..][..window.width]
+                .copy_from_slice(&block.data()[source..][..window.width]);
+        }
+    }
+}
