@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use bytes::Bytes;
 use gigasmith_proto::domain::{Array, Conditioning};
 use object_store::path::Path;
 use safetensors::SafeTensors;
@@ -14,13 +16,17 @@ use safetensors::tensor::{Dtype, TensorView};
 use tokio::task::JoinSet;
 
 use super::manifest::BlobId;
-use super::{RenderStore, StoreError};
+use super::{RenderStore, SMALL, StoreError};
 use crate::sampler::noise::crop;
 use crate::sampler::stage::StageRules;
 use crate::sampler::units::Window;
 
 /// Blobs on their way at a time.
 const AT_A_TIME: usize = 16;
+
+/// Between attempts to read a blob.
+const READ_PAUSES: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1000)];
 
 /// What is to be written.
 #[derive(Debug, Clone)]
@@ -138,8 +144,23 @@ impl RenderStore {
         if known.contains(&name) {
             return Ok((name, 0));
         }
-        let sent = bytes.len() as u64;
-        self.write(&self.blob_path(id, &name), bytes).await?;
+        let (path, size) = (self.blob_path(id, &name), bytes.len());
+        let bytes = Bytes::from(bytes);
+        // Created, not overwritten: a write that is torn must not spoil one that is whole and in use.
+        let mut sent = 0;
+        if size <= SMALL && self.create(&path, bytes.clone()).await? {
+            sent = size as u64;
+        } else {
+            match self.read_blob(id, name).await {
+                Ok(_) => {}
+                // A large one that is not there yet, or one that was torn.
+                Err(StoreError::Damaged { .. }) => {
+                    self.write(&path, bytes).await?;
+                    sent = size as u64;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         known.insert(name);
         Ok((name, sent))
     }
@@ -155,6 +176,17 @@ impl RenderStore {
         checked.ok_or_else(|| damaged("its bytes are not those that its name says"))
     }
 
+    /// The same, tried a few times: one failure among hundreds must not mean beginning again.
+    async fn read_blob_patiently(&self, id: &str, blob: BlobId) -> Result<Vec<u8>, StoreError> {
+        for pause in READ_PAUSES {
+            match self.read_blob(id, blob).await {
+                Err(StoreError::Store { .. }) => tokio::time::sleep(pause).await,
+                other => return other,
+            }
+        }
+        self.read_blob(id, blob).await
+    }
+
     /// Reads blobs, many at a time, and gives each to `take`.
     pub(super) async fn read_blobs<K: Send + 'static>(
         &self,
@@ -167,7 +199,7 @@ impl RenderStore {
             while flying.len() < AT_A_TIME {
                 let Some((key, blob)) = waiting.next() else { break };
                 let (store, id) = (self.clone(), id.to_owned());
-                flying.spawn(async move { (key, blob, store.read_blob(&id, blob).await) });
+                flying.spawn(async move { (key, blob, store.read_blob_patiently(&id, blob).await) });
             }
             match flying.join_next().await {
                 None => return Ok(()),

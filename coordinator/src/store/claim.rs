@@ -6,8 +6,8 @@
 //! after its own is there; if so, it stops. Epochs have no gaps, so one look is enough, and no listing has
 //! to be up to date.
 
+use object_store::ObjectStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, PutMode};
 use serde::{Deserialize, Serialize};
 use tokio_stream::StreamExt;
 
@@ -63,14 +63,9 @@ impl RenderStore {
         let record = EpochRecord { version: 1, incarnation, owner: name };
         loop {
             let path = object(&folder, epoch);
-            let ours = match self.put(&path, json(&record), PutMode::Create).await {
-                Ok(()) => true,
-                Err(StoreError::Store { source: object_store::Error::AlreadyExists { .. }, .. }) => {
-                    // Somebody's, or ours, from an attempt whose answer was lost.
-                    self.epoch_record(&path).await?.is_some_and(|r| r.incarnation == owner.incarnation)
-                }
-                Err(error) => return Err(error),
-            };
+            let ours = self.create(&path, json(&record)).await?
+                // Somebody's, or ours, from an attempt whose answer was lost.
+                || self.epoch_record(&path).await?.is_some_and(|r| r.incarnation == owner.incarnation);
             if ours {
                 return Ok(Claim { folder, owner: owner.clone(), epoch });
             }

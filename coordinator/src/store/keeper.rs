@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use gigasmith_proto::domain::{Array, Conditioning};
-use object_store::PutMode;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -344,7 +343,7 @@ impl Task {
     /// to write is lost.
     async fn keep_point(&mut self, point: Point) -> Result<(), StoreError> {
         let mut draft = self.draft(point).await;
-        let mut pause = FIRST_PAUSE;
+        let mut pause = FIRST_PAUSE.min(self.shared.every);
         loop {
             match self.attempt(&mut draft).await {
                 Ok(()) => break,
@@ -413,13 +412,8 @@ impl Task {
             };
             let path = self.store.manifest_path(&self.id, manifest.name());
             let bytes = manifest.to_bytes();
-            let ours = match self.store.put(&path, bytes.clone(), PutMode::Create).await {
-                Ok(()) => true,
-                Err(StoreError::Store { source: object_store::Error::AlreadyExists { .. }, .. }) => {
-                    self.store.get(&path).await?.as_ref() == Some(&bytes)
-                }
-                Err(error) => return Err(error),
-            };
+            let ours = self.store.create(&path, bytes.clone()).await?
+                || self.store.get(&path).await?.as_ref() == Some(&bytes);
             self.sequence += 1;
             // One that is not ours is torn: whoever reads it sees that.
             let stage = ours.then_some(manifest.stage);
@@ -468,13 +462,21 @@ impl Task {
         if self.swept {
             return;
         }
-        match self.store.old_blobs(&self.id, SPARE).await {
-            Ok(old) => {
-                self.swept = true;
-                self.doomed.extend(old);
-            }
+        match self.find_left().await {
+            Ok(()) => self.swept = true,
             Err(error) => tracing::debug!(id = self.id, %error, "what was left is swept later"),
         }
+    }
+
+    async fn find_left(&mut self) -> Result<(), StoreError> {
+        // Manifests that an older coordinator has written since we took over.
+        for name in self.store.manifests(&self.id).await? {
+            if name.epoch < self.claim.epoch && self.manifests.iter().all(|m| m.name != name) {
+                self.store.delete(&self.store.manifest_path(&self.id, name)).await?;
+            }
+        }
+        self.doomed.extend(self.store.old_blobs(&self.id, SPARE).await?);
+        Ok(())
     }
 
     /// What is to be written of a point. What this process has written of the same stage is not looked at

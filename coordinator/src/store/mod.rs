@@ -199,6 +199,15 @@ impl RenderStore {
         parts.finish().await.map(|_| ()).map_err(fail)
     }
 
+    /// Creates an object that nobody has created before: whether it did.
+    async fn create(&self, path: &Path, bytes: impl Into<Bytes>) -> Result<bool, StoreError> {
+        match self.put(path, bytes, PutMode::Create).await {
+            Ok(()) => Ok(true),
+            Err(StoreError::Store { source: object_store::Error::AlreadyExists { .. }, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn put(&self, path: &Path, bytes: impl Into<Bytes>, mode: PutMode) -> Result<(), StoreError> {
         let options = PutOptions { mode, ..PutOptions::default() };
         match self.objects.put_opts(path, PutPayload::from(bytes.into()), options).await {
@@ -226,7 +235,7 @@ impl RenderStore {
     }
 
     /// Stores a new render with what came along.
-    pub async fn create(&self, record: &RenderRecord, inputs: &RequestInputs) -> Result<(), StoreError> {
+    async fn create_render(&self, record: &RenderRecord, inputs: &RequestInputs) -> Result<(), StoreError> {
         let id = record.id.as_str();
         let path = self.path(id, "render.json");
         if self.get(&path).await?.is_some() {
@@ -239,11 +248,9 @@ impl RenderStore {
         if let Some(plan) = &inputs.plan {
             self.write(&self.input_path(id, &hash_of(plan.as_bytes())), plan.clone().into_bytes()).await?;
         }
-        match self.put(&path, json(record), PutMode::Create).await {
-            Err(StoreError::Store { source: object_store::Error::AlreadyExists { .. }, .. }) => {
-                Err(StoreError::Taken(id.to_owned()))
-            }
-            other => other,
+        match self.create(&path, json(record)).await? {
+            true => Ok(()),
+            false => Err(StoreError::Taken(id.to_owned())),
         }
     }
 
@@ -257,12 +264,12 @@ impl RenderStore {
             RenderRecord { version: VERSION, id: String::new(), order, request, priority, picture, plan };
         if let Some(id) = id {
             record.id = id;
-            self.create(&record, inputs).await?;
+            self.create_render(&record, inputs).await?;
             return Ok(record);
         }
         for number in order..order + FREE_IDS {
             record.id = format!("r{number}");
-            match self.create(&record, inputs).await {
+            match self.create_render(&record, inputs).await {
                 Err(StoreError::Taken(_)) => {}
                 Err(error) => return Err(error),
                 Ok(()) => return Ok(record),
@@ -354,14 +361,11 @@ impl RenderStore {
     /// Stores what a request was settled to. The first one stands: it is returned.
     pub async fn settle(&self, id: &str, spec: &RenderSpec) -> Result<RenderSpec, StoreError> {
         let path = self.path(id, "spec.json");
-        match self.put(&path, json(spec), PutMode::Create).await {
-            Ok(()) => Ok(spec.clone()),
-            Err(StoreError::Store { source: object_store::Error::AlreadyExists { .. }, .. }) => {
-                let missing = || StoreError::Damaged { path: path.to_string(), reason: "it vanished".into() };
-                self.get_json(&path).await?.ok_or_else(missing)
-            }
-            Err(error) => Err(error),
+        if self.create(&path, json(spec)).await? {
+            return Ok(spec.clone());
         }
+        let missing = || StoreError::Damaged { path: path.to_string(), reason: "it vanished".into() };
+        self.get_json(&path).await?.ok_or_else(missing)
     }
 
     /// Stores a render's state.

@@ -23,9 +23,9 @@ fn record(id: &str, order: u64) -> RenderRecord {
 async fn renders_come_back_in_the_order_they_were_submitted() {
     let (_folder, stores) = stores();
     for store in stores {
-        store.create(&record("b", 1), &RequestInputs::default()).await.unwrap();
-        store.create(&record("a", 2), &RequestInputs::default()).await.unwrap();
-        let twice = store.create(&record("b", 3), &RequestInputs::default()).await.unwrap_err();
+        store.create_render(&record("b", 1), &RequestInputs::default()).await.unwrap();
+        store.create_render(&record("a", 2), &RequestInputs::default()).await.unwrap();
+        let twice = store.create_render(&record("b", 3), &RequestInputs::default()).await.unwrap_err();
         assert!(matches!(twice, StoreError::Taken(id) if id == "b"));
         let state = StateRecord { state: StoredState::Paused, ..StateRecord::queued(5) };
         store.set_state("a", &state).await.unwrap();
@@ -49,7 +49,7 @@ async fn inputs_stages_and_results_come_back_and_damage_is_named() {
         let hash = hash_of(&[1, 2, 3, 4, 5, 6]);
         let picture = Some(InputPicture { size, hash: hash.clone() });
         let mut record = RenderRecord { picture, plan: Some(hash_of(b"{}")), ..record("r1", 1) };
-        store.create(&record, &inputs).await.unwrap();
+        store.create_render(&record, &inputs).await.unwrap();
         assert_eq!(store.inputs(&record, true).await.unwrap(), inputs);
         record.picture = Some(InputPicture { size: ImageSize { width: 3, height: 1 }, hash: hash.clone() });
         assert!(store.inputs(&record, true).await.unwrap_err().to_string().contains("another size"));
@@ -94,7 +94,7 @@ async fn a_damaged_state_is_shown_and_loses_nothing() {
     let (_folder, stores) = stores();
     for store in stores {
         for id in ["a", "b"] {
-            store.create(&record(id, 1), &RequestInputs::default()).await.unwrap();
+            store.create_render(&record(id, 1), &RequestInputs::default()).await.unwrap();
         }
         store.write(&store.path("a", "state.json"), Vec::new()).await.unwrap();
         store.write(&store.path("b", "spec.json"), b"{".to_vec()).await.unwrap();
@@ -123,10 +123,10 @@ async fn a_format_of_the_future_is_left_alone() {
     let (_folder, stores) = stores();
     for store in stores {
         store
-            .create(&RenderRecord { version: 2, ..record("new", 1) }, &RequestInputs::default())
+            .create_render(&RenderRecord { version: 2, ..record("new", 1) }, &RequestInputs::default())
             .await
             .unwrap();
-        store.create(&record("old", 2), &RequestInputs::default()).await.unwrap();
+        store.create_render(&record("old", 2), &RequestInputs::default()).await.unwrap();
         assert!(store.read("new").await.unwrap_err().to_string().contains("version 2"));
         assert_eq!(store.list().await.unwrap().len(), 1);
     }

@@ -1,7 +1,10 @@
 //! Shared by the whole-farm tests: golden files, models, and a fake network.
 #![allow(dead_code)]
 
+pub(crate) mod faulty;
+pub(crate) mod kept;
 pub(crate) mod net;
+pub(crate) mod s3;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,0 +1,97 @@
+//! Renders with checkpoints, as a coordinator does them, on any store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gigasmith_coordinator::farm::Lane;
+use gigasmith_coordinator::render::{Course, RenderError, RenderInputs, Rendered, render_from};
+use gigasmith_coordinator::request::{RenderRequest, RequestInputs};
+use gigasmith_coordinator::spec::RenderSpec;
+use gigasmith_coordinator::store::{
+    Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Owner, RenderStore, StoreError, Tally,
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) fn owner(name: &str) -> Owner {
+    Owner { incarnation: format!("{name}, one of a kind"), name: name.into() }
+}
+
+/// Stores a render under an id.
+pub(crate) async fn add(store: &RenderStore, id: &str, order: u64) -> Result<(), StoreError> {
+    let request = RenderRequest { prompt: "a fox".into(), model: "fake".into(), ..RenderRequest::default() };
+    let new = NewRender { id: Some(id.into()), order, request, priority: 0 };
+    store.add(new, &RequestInputs::default()).await.map(drop)
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    Done(Box<Rendered>, Claim),
+    /// Told to stop; how its last checkpoint went.
+    Stopped(Closed),
+    /// The store failed before it began.
+    Store(StoreError),
+    Render(RenderError),
+}
+
+/// What an attempt is given.
+pub(crate) struct Given {
+    pub(crate) store: RenderStore,
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) spec: RenderSpec,
+    pub(crate) id: String,
+    pub(crate) owner: Owner,
+    pub(crate) options: KeepOptions,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Given {
+    /// Takes the render up and goes on to its end.
+    pub(crate) async fn attempt(&self) -> (Attempt, Tally) {
+        match self.run().await {
+            Ok(done) => done,
+            Err(error) => (Attempt::Store(error), Tally::default()),
+        }
+    }
+
+    async fn run(&self) -> Result<(Attempt, Tally), StoreError> {
+        let Self { store, lane, spec, id, owner, options, stop } = self;
+        let claim = patiently(|| store.claim(id, owner)).await?;
+        let restored = patiently(|| store.restore(id, spec, lane.model())).await?;
+        let stop = stop.child_token();
+        let mut keeper = Keeper::start(KeeperStart {
+            store: store.clone(),
+            id: id.clone(),
+            claim: claim.clone(),
+            spec: spec.hash(),
+            found: restored.found,
+            options: *options,
+            stop: stop.clone(),
+        });
+        let mut progress = ();
+        let mut course = Course::new(&mut progress, &mut keeper, stop);
+        let inputs = RenderInputs::default();
+        let rendered = render_from(lane.clone(), spec, inputs, restored.resumed, &mut course).await;
+        let tally = keeper.tally();
+        Ok(match rendered {
+            Ok(rendered) => (Attempt::Done(Box::new(rendered), claim), tally),
+            Err(RenderError::Stopped) => {
+                (Attempt::Stopped(keeper.close(Duration::from_secs(30)).await), tally)
+            }
+            Err(error) => (Attempt::Render(error), tally),
+        })
+    }
+}
+
+/// As a coordinator tries, with shorter pauses.
+async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
+    attempt: impl Fn() -> F,
+) -> Result<T, StoreError> {
+    for _ in 0..20 {
+        match attempt().await {
+            Err(StoreError::Store { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+            other => return other,
+        }
+    }
+    attempt().await
+}
