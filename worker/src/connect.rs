@@ -168,7 +168,8 @@ pub fn hint(address: &str, reason: &str) -> &'static str {
     let is_plain = address.starts_with("http://");
     match () {
         () if reason.contains("refused") => "; is `gigasmith serve` running there?",
-        () if is_plain && (reason.contains("http2 error") || reason.contains("canceled")) => {
+        // How the other side hangs up depends on who is faster.
+        () if is_plain && ["http2 error", "canceled", "reset", "roken pipe", "closed"].iter().any(|w| reason.contains(w)) => {
             "; if it speaks TLS, use https:// and --tls-ca"
         }
         () if reason.contains("UnknownIssuer") => "; pass its authority with --tls-ca",

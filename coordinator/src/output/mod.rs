@@ -1,7 +1,7 @@
 //! Pictures and latents on disk.
 //!
 //! Nothing is ever half there under its final name: files are written beside it under a temporary
-//! name and renamed when whole. Files say nothing that varies from run to run.
+//! name, renamed when whole, and synced with their folder. Files say nothing that varies from run to run.
 
 mod png;
 mod settings;
@@ -88,7 +88,7 @@ pub fn write_atomically(
         }
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
-        Ok(())
+        sync_folder(path)
     };
     attempt().map_err(|e| WriteError::new(path, e))
 }
@@ -109,8 +109,24 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a renamed file's name outlast a power cut.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    match std::fs::File::open(folder_of(path))?.sync_all() {
+        // Some network file systems know no such thing.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        other => other,
+    }
+    #[cfg(not(unix))]
+    Ok(())
+}
+
 fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(".gigasmith-").suffix(".part");
     // Files of this kind are private by default; a picture is as public as any new file.
