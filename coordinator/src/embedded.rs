@@ -76,10 +76,15 @@ impl EmbeddedFarm {
     pub async fn until_worker_ends<T>(&mut self, work: impl Future<Output = T>) -> Result<T, EmbeddedError> {
         tokio::select! {
             done = work => Ok(done),
-            ended = &mut self.worker => match ended {
-                Ok(Err(error)) => Err(error),
-                Ok(Ok(())) | Err(_) => Err(EmbeddedError::Ended),
-            },
+            ended = self.worker_ends() => Err(ended),
+        }
+    }
+
+    /// Resolves when the worker is gone, which it is not before it is asked to.
+    pub async fn worker_ends(&mut self) -> EmbeddedError {
+        match (&mut self.worker).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) | Err(_) => EmbeddedError::Ended,
         }
     }
 

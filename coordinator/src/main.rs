@@ -20,13 +20,16 @@ async fn main() -> ExitCode {
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(levels));
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
-    let Err(failure) = cli::run(cli).await else { return ExitCode::SUCCESS };
-    let code = fail(&failure);
-    if matches!(failure, Failure::Interrupted | Failure::Stopped | Failure::Unwatched(_) | Failure::Left(_)) {
-        // The device may be in the middle of a long computation that nobody waits for any more.
-        std::process::exit(failure.exit_code().into());
-    }
-    code
+    let code = match cli::run(cli).await {
+        Ok(()) => 0,
+        Err(failure) => {
+            let _ = fail(&failure);
+            failure.exit_code()
+        }
+    };
+    // What was to be ended has ended. A device may still be in the middle of a computation, a disk in the
+    // middle of a write, for which nobody waits any more.
+    std::process::exit(code.into())
 }
 
 fn fail(failure: &Failure) -> ExitCode {

@@ -159,10 +159,12 @@ async fn run(
                 at_leisure(|| StageRun::restore(plan, schedule, start, saved))?
             }
             None => {
+                // What the stage before made; nobody after this one looks at it.
+                let made = (picture.take(), latent.take());
                 let guide = match render.slider(stage) {
                     0 => None,
                     _ => {
-                        let picture = match (picture.take(), latent.take()) {
+                        let picture = match made {
                             (Some(picture), _) => picture,
                             (None, latent) => {
                                 let latent = latent.expect("a guided stage follows another, or a picture");

@@ -333,4 +333,24 @@ pub(crate) mod tests {
         assert_eq!(resolve_sliders(&[5], 4, 2), Err(SliderError::AboveSteps { slider: 5, steps: 4 }));
         assert_eq!(resolve_sliders(&[1, 2, 3], 4, 2), Err(SliderError::Count { given: 3, stages: 2 }));
     }
+
+    #[test]
+    fn differences_are_named_with_both_values() {
+        let before = spec();
+        assert!(before.differences(&before).is_empty());
+        let mut now = before.clone();
+        (now.seed, now.negative_prompt, now.pag) = (8, None, None);
+        now.model.numeric_class.dtype = Dtype::F16;
+        now.upscales[1].slider = 3;
+        let found = before.differences(&now);
+        let starts = [
+            "model.numeric class.dtype is \"f16\", was \"f32\"",
+            "negative prompt is nothing, was \"blurry\"",
+        ];
+        assert!(starts.iter().all(|s| found.iter().any(|f| f == s)), "{found:?}");
+        let seed = format!("seed is 8, was {}", u64::MAX);
+        assert!(found.contains(&seed) && found.len() == 5, "{found:?}");
+        assert!(found.iter().any(|f| f.starts_with("upscales is [")), "{found:?}");
+        assert_ne!(before.hash(), now.hash());
+    }
 }

@@ -1,5 +1,6 @@
 //! Checkpoints on every kind of store: one suite for a folder, memory and S3 over HTTP, and thousands of
 //! faults. Whatever happens, the picture and the latents are those of an undisturbed run, to the bit.
+#![allow(clippy::print_stdout)]
 
 mod common;
 
@@ -14,8 +15,11 @@ use common::s3::{self, Server};
 use futures::TryStreamExt;
 use gigasmith_coordinator::embedded::EmbeddedFarm;
 use gigasmith_coordinator::farm::{Lane, LaneOptions};
-use gigasmith_coordinator::render::{RenderInputs, Rendered, ResumedAt, render};
+use gigasmith_coordinator::render::{
+    Course, RenderInputs, Rendered, Resumed, ResumedAt, render, render_from,
+};
 use gigasmith_coordinator::sampler::plan::PlanKind;
+use gigasmith_coordinator::sampler::resize::Picture;
 use gigasmith_coordinator::sampler::tiles::VaeMode;
 use gigasmith_coordinator::sampler::units::ImageSize;
 use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec};
@@ -23,6 +27,7 @@ use gigasmith_coordinator::store::manifest::Manifest;
 use gigasmith_coordinator::store::{
     BlobId, Closed, KeepOptions, Outputs, Part, RenderStore, StateRecord, StoreError, StoredState,
 };
+use gigasmith_proto::domain::Array;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -164,7 +169,7 @@ async fn renders_have_one_owner(place: &Place) {
     store.check(&newest).await.expect("the newest has it");
     for claim in claims {
         let lost = store.check(&claim).await.expect_err("somebody newer has it");
-        assert!(lost.to_string().contains("another coordinator has taken over raced"), "{lost}");
+        assert!(lost.to_string().contains("another coordinator has taken over render raced"), "{lost}");
     }
     // The same coordinator may ask again.
     let again = store.claim("raced", &owner("c0")).await.expect("the store is there");
@@ -174,7 +179,9 @@ async fn renders_have_one_owner(place: &Place) {
 fn given(place: &Place, lane: Arc<Lane>, plan: PlanKind, id: &str, who: &str) -> Given {
     let options = KeepOptions { every: Duration::from_millis(10), keep: 2 };
     let stop = CancellationToken::new();
-    Given { store: place.store(), lane, spec: spec(plan), id: id.into(), owner: owner(who), options, stop }
+    let (store, id, owner) = (place.store(), id.into(), owner(who));
+    let (stop_after, some) = (usize::MAX, Arc::default());
+    Given { store, lane, spec: spec(plan), id, owner, options, stop, stop_after, some }
 }
 
 /// Stopped again and again, each time with a last checkpoint.
@@ -183,21 +190,16 @@ async fn interrupted(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expecte
     add(&place.store(), &id, 1).await.expect("the id is free");
     let (mut stops, mut draws) = (0, Draws(3));
     let (rendered, claim) = loop {
-        let given = given(place, lane_of(farm).await, plan, &id, &format!("run {stops}"));
-        let (stop, after) = (given.stop.clone(), Duration::from_millis(20 + draws.below(90)));
-        let timer = tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            stop.cancel();
-        });
+        let mut given = given(place, lane_of(farm).await, plan, &id, &format!("run {stops}"));
+        given.stop_after = 1 + draws.below(40) as usize;
         let (attempt, _) = given.attempt().await;
-        timer.abort();
         match attempt {
             Attempt::Done(rendered, claim) => break (rendered, claim),
             Attempt::Stopped(Closed::Kept) => stops += 1,
             other => panic!("{other:?}"),
         }
-        let manifests = place.names(&format!("{id}/checkpoints")).await.len();
-        assert!(manifests <= 3, "two are kept, and one of the stage before: {manifests}");
+        let manifests = place.names(&format!("{id}/checkpoints")).await;
+        assert!(manifests.len() <= 3, "two are kept, and one of the stage before: {manifests:?}");
         assert!(stops < 200, "it goes on");
     };
     assert!(stops > 0, "it was interrupted");
@@ -212,8 +214,9 @@ async fn taken_over(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected
     let id = format!("both-{plan:?}");
     add(&place.store(), &id, 1).await.expect("the id is free");
     let older = given(place, lane_of(farm).await, plan, &id, "the older");
+    let some = older.some.clone();
     let older = tokio::spawn(async move { older.attempt().await.0 });
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    some.notified().await;
     let newer = given(place, lane_of(farm).await, plan, &id, "the newer");
     let (newer, older) = tokio::join!(newer.attempt(), older);
     let Attempt::Done(rendered, claim) = newer.0 else { panic!("{:?}", newer.0) };
@@ -237,14 +240,9 @@ async fn taken_over(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected
 async fn left(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, id: &str) {
     add(&place.store(), id, 1).await.expect("the id is free");
     for run in 0.. {
-        let given = given(place, lane_of(farm).await, plan, id, &format!("run {run}"));
-        let stop = given.stop.clone();
-        let timer = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(60)).await;
-            stop.cancel();
-        });
+        let mut given = given(place, lane_of(farm).await, plan, id, &format!("run {run}"));
+        given.stop_after = 9;
         let (attempt, _) = given.attempt().await;
-        timer.abort();
         assert!(matches!(attempt, Attempt::Stopped(Closed::Kept)), "it is not done yet: {attempt:?}");
         let manifests = place.names(&format!("{id}/checkpoints")).await;
         let newest = place.manifest(manifests.last().expect("it has checkpoints")).await;
@@ -304,11 +302,12 @@ async fn removed(place: &Place, farm: &EmbeddedFarm) {
     let (id, plan) = ("removed", PlanKind::Balanced);
     add(&place.store(), id, 1).await.expect("the id is free");
     let working = given(place, lane_of(farm).await, plan, id, "the worker");
+    let some = working.some.clone();
     let working = tokio::spawn(async move { working.attempt().await.0 });
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    some.notified().await;
     place.store().remove(id).await.expect("it can be removed");
     match working.await.expect("no panic") {
-        Attempt::Stopped(Closed::Lost(StoreError::Removed(gone))) => assert_eq!(gone, id),
+        Attempt::Stopped(Closed::Lost(StoreError::Removed(gone))) => assert_eq!(gone, format!("render {id}")),
         Attempt::Done(_, claim) => assert!(place.store().check(&claim).await.is_err()),
         other => panic!("{other:?}"),
     }
@@ -379,7 +378,7 @@ async fn s3_over_http_conforms() {
 
 /// How many schedules of faults are run; `GIGASMITH_FAULTS=500` for more.
 fn schedules() -> u64 {
-    std::env::var("GIGASMITH_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
+    std::env::var("GIGASMITH_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(16)
 }
 
 /// One schedule: coordinators that crash, are stopped, or run beside each other, on a store that misbehaves.
@@ -406,7 +405,7 @@ async fn faults(seed: u64, farm: &EmbeddedFarm, expected: &[Rendered; 2]) -> com
                 let timer = async {
                     tokio::time::sleep(after).await;
                     stop.cancel();
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 };
                 tokio::select! { ended = attempt => Some(ended), () = timer => None }
             }
@@ -463,6 +462,51 @@ async fn whatever_a_store_does_no_manifest_is_wrong_and_the_bytes_are_right() {
             [total.manifests, total.torn, total.lost_answers, total.refused, total.stale, total.deleted];
         assert!(came.iter().all(|n| *n > 10), "every kind of fault came: {total:?}");
     }
+    farm.stop().await;
+}
+
+/// The text is the same in every checkpoint: should it be damaged, it is encoded again.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_text_costs_no_patches() {
+    let (farm, plan) = (farm(), PlanKind::Balanced);
+    let expected = undisturbed(lane_of(&farm).await, &spec(plan)).await;
+    let place = Place { objects: Arc::new(InMemory::new()), root: Path::from("x") };
+    left(&place, &farm, plan, "r").await;
+    let manifests = place.names("r/checkpoints").await;
+    let text = place.manifest(manifests.last().unwrap()).await.conditioning;
+    let path = Path::from(format!("x/renders/r/blobs/{text}"));
+    place.objects.put(&path, b"damage".to_vec().into()).await.unwrap();
+    let model = farm.farm().model().await.unwrap();
+    let restored = place.store().restore("r", &spec(plan), &model).await.unwrap();
+    assert!(restored.damage[0].contains(&text.to_string()), "{:?}", restored.damage);
+    assert!(restored.resumed.conditioning.is_none() && restored.resumed.at.is_some_and(|at| at.stage() == 2));
+    let (attempt, _) = given(&place, lane_of(&farm).await, plan, "r", "b").attempt().await;
+    let Attempt::Done(rendered, _) = attempt else { panic!("{attempt:?}") };
+    assert_same(&rendered, &expected, "with its text encoded again");
+    farm.stop().await;
+}
+
+/// A picture for a base, and a first stage without guided steps.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_stage_is_guided_by_the_one_before_after_an_interruption_too() {
+    let farm = farm();
+    let size = ImageSize { width: 64, height: 64 };
+    let picture = Picture::new(size, (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect());
+    let mut spec = RenderSpec { image_hash: Some("a picture".into()), ..spec(PlanKind::Balanced) };
+    spec.upscales[0].slider = 0;
+    let lane = lane_of(&farm).await;
+    let inputs = || RenderInputs { picture: Some(picture.clone()), plans: None };
+    let whole = render(lane.clone(), &spec, inputs(), &mut ()).await.expect("it renders");
+    // By hand: the first stage alone, and the second from its latent.
+    let first = RenderSpec { upscales: spec.upscales[..1].to_vec(), ..spec.clone() };
+    let first = render(lane.clone(), &first, inputs(), &mut ()).await.expect("it renders");
+    let latent = Array::clone(first.latent.as_ref().expect("a stage ran"));
+    let at = ResumedAt::Finished { stage: 1, latent, decoded: Default::default() };
+    let resumed = Resumed { conditioning: None, at: Some(at) };
+    let (mut progress, mut journal) = ((), ());
+    let mut course = Course::new(&mut progress, &mut journal, CancellationToken::new());
+    let second = render_from(lane, &spec, RenderInputs::default(), resumed, &mut course).await;
+    assert_same(&whole, &second.expect("it renders"), "the second stage");
     farm.stop().await;
 }
 

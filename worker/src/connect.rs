@@ -169,7 +169,11 @@ pub fn hint(address: &str, reason: &str) -> &'static str {
     match () {
         () if reason.contains("refused") => "; is `gigasmith serve` running there?",
         // How the other side hangs up depends on who is faster.
-        () if is_plain && ["http2 error", "canceled", "reset", "roken pipe", "closed"].iter().any(|w| reason.contains(w)) => {
+        () if is_plain
+            && ["http2 error", "canceled", "reset", "roken pipe", "closed"]
+                .iter()
+                .any(|w| reason.contains(w)) =>
+        {
             "; if it speaks TLS, use https:// and --tls-ca"
         }
         () if reason.contains("UnknownIssuer") => "; pass its authority with --tls-ca",

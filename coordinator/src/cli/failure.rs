@@ -158,6 +158,8 @@ impl From<RenderError> for Failure {
         match error {
             RenderError::Schedule(error) => Self::Usage(error.to_string()),
             RenderError::Stopped => Self::Interrupted,
+            // Trying again would not help.
+            error @ (RenderError::Plan | RenderError::Restore(_)) => Self::Model(error.to_string()),
             error => Self::Render(error.to_string()),
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use gigasmith_proto::domain::Identifier;
+use gigasmith_proto::domain::{Identifier, ModelDescription};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
@@ -15,9 +15,9 @@ use crate::embedded::EmbeddedFarm;
 use crate::farm::Lane;
 use crate::jobs::{JobError, is_name};
 use crate::output::write_atomically;
-use crate::render::{Course, Progress, RenderError, RenderInputs, render_from};
-use crate::request::{RenderRequest, RequestInputs, given_plans};
-use crate::spec::RenderSpec;
+use crate::render::{Course, Progress, RenderInputs, render_from};
+use crate::request::{RenderRequest, RequestInputs, given_plans, resolve};
+use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
     self, Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Outputs, Owner, Part, RenderRecord,
     RenderStore, Restored, StateRecord, StoreError, Stored, StoredState,
@@ -31,6 +31,8 @@ use tokio_stream::StreamExt;
 pub(super) const DEFAULT_STORE: &str = "gigasmith-store";
 /// How long the last checkpoint may take.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
+/// Between two attempts to write what was made.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// How checkpoints are kept.
 #[derive(Debug, Clone, Args)]
@@ -50,6 +52,19 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 impl KeepArgs {
+    /// As flags, where they are not the defaults.
+    fn flags(&self) -> String {
+        let mut flags = String::new();
+        if self.checkpoint_every != KeepOptions::default().every {
+            let every = humantime::format_duration(self.checkpoint_every).to_string().replace(' ', "");
+            flags.push_str(&format!(" --checkpoint-every {every}"));
+        }
+        if usize::from(self.keep) != KeepOptions::default().keep {
+            flags.push_str(&format!(" --keep {}", self.keep));
+        }
+        flags
+    }
+
     pub(super) fn options(&self) -> KeepOptions {
         KeepOptions { every: self.checkpoint_every, keep: self.keep.into() }
     }
@@ -72,6 +87,8 @@ pub(super) struct Keeping {
     url: String,
     options: KeepOptions,
     owner: Owner,
+    /// Flags that the command which goes on needs too.
+    flags: String,
     stop: CancellationToken,
 }
 
@@ -86,9 +103,21 @@ pub(super) struct TakenUp {
 
 impl Keeping {
     /// Opens a store.
-    pub(super) async fn open(url: &str, keep: &KeepArgs, stop: CancellationToken) -> Result<Self, Failure> {
+    /// `flags`: those that the command which goes on needs too, beside the ones for files and store.
+    pub(super) fn open(
+        url: &str,
+        keep: &KeepArgs,
+        flags: String,
+        stop: CancellationToken,
+    ) -> Result<Self, Failure> {
         let store = store::open(url).map_err(Failure::output)?;
-        Ok(Self { store, url: url.to_owned(), options: keep.options(), owner: owner(), stop })
+        let flags = format!("{flags}{}", keep.flags());
+        Ok(Self { store, url: url.to_owned(), options: keep.options(), owner: owner(), flags, stop })
+    }
+
+    /// Fails when the store cannot be used: before a model is loaded.
+    pub(super) async fn probe(&self) -> Result<(), Failure> {
+        self.store.probe(&self.owner).await.map_err(|e| self.failure(e))
     }
 
     /// The same for a failure of the store.
@@ -110,14 +139,8 @@ impl Keeping {
         }
     }
 
-    /// One id per seed, `None` for the next free one. Fails when the store cannot be used: before a model is
-    /// loaded.
-    pub(super) async fn check_names(
-        &self,
-        name: Option<&str>,
-        seeds: &Seeds,
-    ) -> Result<Vec<Option<String>>, Failure> {
-        self.store.ids().await.map_err(|e| self.failure(e))?;
+    /// One id per seed, `None` for the next free one.
+    pub(super) fn names(&self, name: Option<&str>, seeds: &Seeds) -> Result<Vec<Option<String>>, Failure> {
         let named = |&seed: &u64| match (name, &seeds.0[..]) {
             (None, _) => None,
             (Some(name), [_]) => Some(name.to_owned()),
@@ -138,11 +161,6 @@ impl Keeping {
             .ok_or_else(|| Failure::Input(format!("there is no render `{id}` in {url}: `{list}` lists them")))
     }
 
-    /// What came along with a render.
-    pub(super) async fn inputs(&self, record: &RenderRecord) -> Result<RequestInputs, Failure> {
-        self.store.inputs(record, true).await.map_err(|e| self.failure(e))
-    }
-
     fn command(&self, verb: &str, id: &str) -> String {
         let store =
             if self.url == DEFAULT_STORE { String::new() } else { format!("--store {}", quoted(&self.url)) };
@@ -157,7 +175,7 @@ impl Keeping {
         name: Option<String>,
         request: RenderRequest,
         inputs: &RequestInputs,
-        spec: RenderSpec,
+        (spec, model): (RenderSpec, &ModelDescription),
     ) -> Result<TakenUp, Failure> {
         let fail = |e| self.failure(e);
         let there = match &name {
@@ -173,27 +191,42 @@ impl Keeping {
                 Stored { record, spec: None, state: StateRecord::queued(0) }
             }
         };
-        self.claim(stored, spec).await
+        self.claim(stored, Some(spec), model).await
     }
 
-    /// Takes up a render that the store has. `spec`: what its settings come to here and now.
-    pub(super) async fn claim(&self, stored: Stored, spec: RenderSpec) -> Result<TakenUp, Failure> {
+    /// Takes up a render that the store has. `asked`: the settings that it must have; else it must only be of
+    /// this model.
+    pub(super) async fn claim(
+        &self,
+        stored: Stored,
+        asked: Option<RenderSpec>,
+        model: &ModelDescription,
+    ) -> Result<TakenUp, Failure> {
         let fail = |e| self.failure(e);
-        let Stored { record, spec: before, state } = stored;
+        let Stored { record, spec, .. } = stored;
         let id = &record.id;
-        let before = match before {
+        let before = match spec {
             Some(before) => before,
-            None => self.store.settle(id, &spec).await.map_err(fail)?,
+            // It was stored, and never settled on a model.
+            None => {
+                let inputs = self.store.inputs(&record, true).await.map_err(fail)?;
+                let resolved = resolve(&record.request, &inputs, model).map_err(Failure::usage)?;
+                self.store.settle(id, &resolved.spec).await.map_err(fail)?
+            }
         };
-        self.check_settings(id, &before, &spec)?;
-        if state.state == StoredState::Cancelled {
+        let now = RenderSpec { model: ModelSpec::of(model), ..asked.unwrap_or_else(|| before.clone()) };
+        self.check_settings(id, &before, &now)?;
+        let claim = self.store.claim(id, &self.owner).await.map_err(fail)?;
+        // Whoever had it may have come to an end meanwhile.
+        let stored = self.store.read(id).await.map_err(fail)?;
+        let stored = stored.ok_or_else(|| self.failure(StoreError::Removed(format!("render {id}"))))?;
+        if stored.state.state == StoredState::Cancelled {
             return Err(Failure::usage(format!(
                 "render `{id}` was cancelled, and its checkpoints are gone: choose another name, or remove it: {}",
                 self.command("renders rm", id)
             )));
         }
-        let claim = self.store.claim(id, &self.owner).await.map_err(fail)?;
-        Ok(TakenUp { spec: before, state: state.state, claim, record })
+        Ok(TakenUp { spec: before, state: stored.state.state, claim, record })
     }
 
     /// Fails with what differs from the settings that a render was begun with.
@@ -235,46 +268,76 @@ impl Keeping {
         let id = taken.record.id.clone();
         if taken.state == StoredState::Done {
             self.fetch(&taken, &files).await?;
+            // A crash may have left them.
+            self.discard(&taken).await;
             display.say(&format!("wrote {} (render {id} was done already)", files.output.display()));
             return Ok(());
         }
-        let outputs = self.render(&taken, &files, (embedded, lane), display).await?;
+        let (outputs, keeper) = self.render(&taken, &files, (embedded, lane), display).await?;
         display.phase("writing");
-        let written = write(&files, &outputs);
-        let kept = self.keep_result(&taken, &outputs).await;
-        display.finish();
-        let resume = self.resume(&id, &files);
-        match (written, kept) {
-            (Ok(()), Ok(())) => {}
-            (Err(error), Ok(())) => {
-                return Err(Failure::output(format!(
-                    "{error}; nothing is lost, the store has it: `{}` with a place to write to",
-                    self.command("resume", &id)
-                )));
-            }
-            (Ok(()), Err(superseded @ Failure::Superseded(_))) => return Err(superseded),
-            (Ok(()), Err(error)) => {
-                display.warn(&format!("the picture is written, but could not be kept in the store: {error}"));
-            }
-            (Err(error), Err(kept)) => {
-                return Err(Failure::output(format!(
-                    "{error}, and {kept}: mend it, then `{resume}` goes on"
-                )));
-            }
-        }
+        self.hand_over(&taken, &files, &outputs, display, keeper).await?;
         let (seed, seconds) = (taken.spec.seed, started.elapsed().as_secs_f64());
         display.say(&format!("wrote {} (render {id}, seed {seed}, {seconds:.1} s)", files.output.display()));
         Ok(())
     }
 
-    /// Renders from the newest checkpoint, leaving new ones.
+    /// Writes what was made, to its files and to the store. As long as neither takes it there is nothing to
+    /// end for: both are tried again.
+    async fn hand_over(
+        &self,
+        taken: &TakenUp,
+        files: &FileArgs,
+        outputs: &Outputs,
+        display: &mut Display,
+        keeper: Keeper,
+    ) -> Result<(), Failure> {
+        let (id, resume) = (taken.record.id.as_str(), self.resume(&taken.record.id, files));
+        let mut told = false;
+        loop {
+            let written = write(files, outputs);
+            let kept = self.unless_stopped(self.keep_result(taken, outputs)).await;
+            match (written, kept) {
+                (_, Err(superseded @ Failure::Superseded(_))) => return Err(superseded),
+                (Ok(()), Ok(())) => return Ok(()),
+                (Err(error), Ok(())) => {
+                    return Err(Failure::output(format!(
+                        "{error}; nothing is lost, the store has it: `{}` with a place to write to",
+                        self.command("resume", id)
+                    )));
+                }
+                (Ok(()), Err(error)) => {
+                    display.warn(&format!(
+                        "the picture is written, but could not be kept in the store: {error}; when that is \
+                         mended, `{resume}` keeps it"
+                    ));
+                    return Ok(());
+                }
+                (Err(error), Err(kept)) => {
+                    if !std::mem::replace(&mut told, true) {
+                        display
+                            .warn(&format!("{error}; {kept}; both are tried again until one of them works"));
+                    }
+                    let pause = async {
+                        tokio::time::sleep(RETRY).await;
+                        Ok(())
+                    };
+                    if self.unless_stopped(pause).await.is_err() {
+                        return Err(self.left(keeper, Failure::Interrupted, &resume).await);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Renders from the newest checkpoint, leaving new ones. The keeper is to be let go once what was made is
+    /// in safety.
     async fn render(
         &self,
         taken: &TakenUp,
         files: &FileArgs,
         (embedded, lane): (&mut EmbeddedFarm, &Arc<Lane>),
         display: &mut Display,
-    ) -> Result<Outputs, Failure> {
+    ) -> Result<(Outputs, Keeper), Failure> {
         let TakenUp { record, spec, claim, .. } = taken;
         let id = record.id.as_str();
         display.phase("reading the checkpoint");
@@ -299,39 +362,53 @@ impl Keeping {
             options: self.options,
             stop: stop.clone(),
         });
-        let mut course = Course::new(display, &mut keeper, stop);
-        let work = render_from(lane.clone(), spec, inputs, resumed, &mut course);
-        let rendered = embedded.until_worker_ends(work).await.map_err(Failure::from);
-        let failure: Failure = match rendered {
-            Ok(Ok(rendered)) => {
-                let patch_side = lane.model().patch_side as usize;
-                let spec = spec.clone();
+        let mut course = Course::new(display, &mut keeper, stop.clone());
+        let rendered = {
+            let work = render_from(lane.clone(), spec, inputs, resumed, &mut course);
+            let mut work = std::pin::pin!(work);
+            tokio::select! {
+                done = &mut work => done.map_err(Failure::from),
+                ended = embedded.worker_ends() => {
+                    // It leaves its last point.
+                    stop.cancel();
+                    let _ = work.await;
+                    Err(Failure::from(ended))
+                }
+            }
+        };
+        let failure = match rendered {
+            Ok(rendered) => {
+                let (patch_side, spec) = (lane.model().patch_side as usize, spec.clone());
                 let encoded =
                     tokio::task::spawn_blocking(move || Outputs::encode(&rendered, &spec, patch_side)).await;
                 let encoded = encoded.map_err(|e| e.to_string()).flatten();
-                return encoded.map_err(|e| Failure::output(format!("the picture cannot be encoded: {e}")));
+                let failed = |e| Failure::output(format!("the picture cannot be encoded: {e}"));
+                return Ok((encoded.map_err(failed)?, keeper));
             }
-            Ok(Err(RenderError::Stopped)) => {
-                display.say("taking a last checkpoint (Ctrl-C again ends at once)");
-                Failure::Interrupted
-            }
-            Ok(Err(error)) => error.into(),
-            Err(error) => error,
+            Err(failure) => failure,
         };
+        if self.stop.is_cancelled() {
+            display.say("taking a last checkpoint (Ctrl-C again ends at once)");
+        }
         display.finish();
-        let resume = self.resume(id, files);
-        let closed = keeper.close(LAST_CHECKPOINT).await;
-        Err(match (failure, closed) {
+        Err(self.left(keeper, failure, &self.resume(id, files)).await)
+    }
+
+    /// Leaves a render that goes on with the command `resume`: after a last checkpoint, if there is time.
+    async fn left(&self, keeper: Keeper, failure: Failure, resume: &str) -> Failure {
+        let any = keeper.tally().checkpoints > 0;
+        let from = if any { "goes on from the one before" } else { "goes on from what was there before" };
+        match (failure, keeper.close(LAST_CHECKPOINT).await) {
             (_, Closed::Lost(error)) => self.failure(error),
             (Failure::Interrupted, Closed::Kept) => {
                 Failure::Left(format!("interrupted: `{resume}` goes on from here"))
             }
             (Failure::Interrupted, Closed::Late(reason)) => Failure::Left(format!(
-                "interrupted, but the last checkpoint is missing ({reason}): `{resume}` goes on from the one before"
+                "interrupted, but the last checkpoint is missing ({reason}): `{resume}` {from}"
             )),
             (Failure::Render(reason), _) => Failure::Render(format!("{reason}; `{resume}` tries again")),
             (other, _) => other,
-        })
+        }
     }
 
     /// The command that goes on with a render.
@@ -343,7 +420,7 @@ impl Keeping {
         add("-o", &files.output);
         files.save_latents.iter().for_each(|path| add("--save-latents", path));
         files.save_plan.iter().for_each(|path| add("--save-plan", path));
-        command
+        command + &self.flags
     }
 
     /// Stores what a render made, then that it is done; then its checkpoints are of no use.
@@ -351,14 +428,21 @@ impl Keeping {
         let (id, claim) = (taken.record.id.as_str(), &taken.claim);
         let keep = async {
             self.store.put_result(id, claim, outputs).await?;
+            // It may have been removed while that took its time.
+            self.store.check(claim).await?;
             let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(taken.record.priority) };
             self.store.set_state(id, &done).await
         };
         keep.await.map_err(|e| self.failure(e))?;
-        if let Err(error) = self.store.discard_checkpoints(id, claim).await {
+        self.discard(taken).await;
+        Ok(())
+    }
+
+    async fn discard(&self, taken: &TakenUp) {
+        let id = &taken.record.id;
+        if let Err(error) = self.store.discard_checkpoints(id, &taken.claim).await {
             tell(&format!("warning: the checkpoints of {id} are left behind: {error}"));
         }
-        Ok(())
     }
 
     /// Writes the results of a finished render.
@@ -402,7 +486,7 @@ fn write(files: &FileArgs, outputs: &Outputs) -> Result<(), Failure> {
 }
 
 /// As a shell takes it.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=@%+,".contains(c);
     match word.chars().all(plain) && !word.is_empty() {
         true => word.to_owned(),

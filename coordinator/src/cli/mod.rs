@@ -29,6 +29,7 @@ use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_worker::cli::WorkerArgs;
 use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings::{self as settings_file, Precedence, Rules};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 pub use failure::Failure;
@@ -131,23 +132,28 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         // These leave a last checkpoint.
         command @ (Command::Render(_) | Command::Resume(_)) => {
             let stop = CancellationToken::new();
-            let work = async {
+            let told = stop.clone();
+            // In a task of its own: arithmetic must not keep us from hearing a signal.
+            let mut work = tokio::spawn(async move {
                 match command {
-                    Command::Render(args) => render::run(*args, stop.clone()).await,
-                    Command::Resume(args) => resume::run(args, stop.clone()).await,
+                    Command::Render(args) => Box::pin(render::run(*args, told)).await,
+                    Command::Resume(args) => Box::pin(resume::run(args, told)).await,
                     _ => unreachable!("it is one of the two"),
                 }
+            });
+            let ended = |done: Result<Result<(), Failure>, JoinError>| match done {
+                Ok(done) => done,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
             };
-            let mut work = std::pin::pin!(work);
             tokio::select! {
-                done = &mut work => return done,
+                done = &mut work => return ended(done),
                 signal = interrupted() => {
                     signal.map_err(|e| Failure::render(format!("cannot listen for Ctrl-C: {e}")))?;
                 }
             }
             stop.cancel();
             tokio::select! {
-                done = work => done,
+                done = &mut work => ended(done),
                 // Asked twice, it ends at once.
                 _ = interrupted() => Err(Failure::Interrupted),
             }

@@ -97,7 +97,7 @@ pub(super) async fn run(args: RenderArgs, stop: CancellationToken) -> Result<(),
     let asked = args.picture.read()?;
     args.files.check(&asked.seeds)?;
     if args.store.is_some() || args.name.is_some() {
-        return run_kept(args, asked, stop).await;
+        return Box::pin(run_kept(args, asked, stop)).await;
     }
     tokio::select! {
         done = run_unkept(args, asked) => done,
@@ -134,15 +134,16 @@ async fn run_unkept(args: RenderArgs, asked: Asked) -> Result<(), Failure> {
 /// The same with checkpoints in a store: what is there already goes on from where it was.
 async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Result<(), Failure> {
     let url = args.store.as_deref().unwrap_or(DEFAULT_STORE);
-    let keeping = Keeping::open(url, &args.keep, stop.clone()).await?;
+    let keeping = Keeping::open(url, &args.keep, worker::flags(&args.device), stop)?;
+    let names = keeping.names(args.name.as_deref(), &asked.seeds)?;
     let mut display = Display::new(args.quiet);
     let prepare = async {
-        let names = keeping.check_names(args.name.as_deref(), &asked.seeds).await?;
+        keeping.probe().await?;
         let mut embedded = worker::start(source(&asked)?, &args.device).await?;
         let lane = embedded.lane().await?;
-        Ok::<_, Failure>((names, embedded, lane))
+        Ok::<_, Failure>((embedded, lane))
     };
-    let (names, mut embedded, lane) = keeping.unless_stopped(prepare).await?;
+    let (mut embedded, lane) = keeping.unless_stopped(prepare).await?;
     let Resolved { spec, warnings, .. } =
         resolve(&asked.request, &asked.inputs, lane.model()).map_err(Failure::usage)?;
     display.finish();
@@ -150,7 +151,8 @@ async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Re
     for (&seed, name) in asked.seeds.0.iter().zip(names) {
         let spec = RenderSpec { seed, ..spec.clone() };
         let request = RenderRequest { seed, ..asked.request.clone() };
-        let taken = keeping.unless_stopped(keeping.take_up(name, request, &asked.inputs, spec)).await?;
+        let taking = keeping.take_up(name, request, &asked.inputs, (spec, lane.model()));
+        let taken = keeping.unless_stopped(Box::pin(taking)).await?;
         let files = args.files.of(&asked.seeds, seed);
         keeping.finish(taken, files, (&mut embedded, &lane), &mut display).await?;
     }

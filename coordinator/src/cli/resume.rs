@@ -5,17 +5,16 @@ use std::path::PathBuf;
 use clap::Args;
 use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::cli::{DeviceArgs, DtypeArg};
-use gigasmith_worker::model::ModelSource;
+use gigasmith_worker::model::{DeviceChoice, ModelSource};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
-use super::kept::{DEFAULT_STORE, KeepArgs, Keeping};
+use super::kept::{DEFAULT_STORE, KeepArgs, Keeping, quoted};
 use super::progress::Display;
 use super::render::FileArgs;
 use super::seeds::Seeds;
 use super::worker;
-use crate::request::{Resolved, resolve};
-use crate::spec::{ModelSpec, RenderSpec};
+use crate::spec::RenderSpec;
 
 /// Arguments of `gigasmith resume`.
 #[derive(Debug, Args)]
@@ -48,7 +47,9 @@ pub(super) struct ResumeArgs {
 
 /// Goes on with a render to its end.
 pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(), Failure> {
-    let keeping = Keeping::open(&args.store, &args.keep, stop).await?;
+    let model = args.model.as_ref().map(|m| format!(" --model {}", quoted(m)));
+    let flags = model.unwrap_or_default() + &worker::flags(&args.device);
+    let keeping = Keeping::open(&args.store, &args.keep, flags, stop)?;
     let stored = keeping.unless_stopped(keeping.read(&args.id)).await?;
     let files = FileArgs {
         output: args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.png", args.id))),
@@ -58,22 +59,12 @@ pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(),
     files.check(&Seeds(vec![stored.record.request.seed]))?;
     let mut display = Display::new(args.quiet);
     let prepare = async {
-        let mut embedded =
-            worker::start(args.source(&stored.record.request.model)?, &args.device(&stored.spec)).await?;
+        keeping.probe().await?;
+        let source = args.source(&stored.record.request.model)?;
+        let mut embedded = worker::start(source, &args.device(&stored.spec)).await?;
         let lane = embedded.lane().await?;
-        let spec = match &stored.spec {
-            // Its settings are what they were; what may differ is what it would go on with.
-            Some(spec) => RenderSpec { model: ModelSpec::of(lane.model()), ..spec.clone() },
-            None => {
-                let inputs = keeping.inputs(&stored.record).await?;
-                let resolved =
-                    resolve(&stored.record.request, &inputs, lane.model()).map_err(Failure::usage)?;
-                let Resolved { spec, warnings, .. } = resolved;
-                warnings.iter().for_each(|w| super::tell(&format!("warning: {w}")));
-                spec
-            }
-        };
-        let taken = keeping.claim(stored, spec).await?;
+        // Its settings are what they were; what may differ is what it would go on with.
+        let taken = keeping.claim(stored, None, lane.model()).await?;
         Ok((embedded, lane, taken))
     };
     let (mut embedded, lane, taken) = keeping.unless_stopped(prepare).await?;
@@ -95,13 +86,19 @@ impl ResumeArgs {
         })
     }
 
-    /// The device; the number format is the render's unless another is given, which is refused later.
+    /// Device and number format are those that the render was begun on, unless others are given.
     fn device(&self, spec: &Option<RenderSpec>) -> DeviceArgs {
-        let before = spec.as_ref().map(|s| match s.model.numeric_class.dtype {
+        let class = spec.as_ref().map(|s| &s.model.numeric_class);
+        let dtype = class.map(|c| match c.dtype {
             Dtype::F32 => DtypeArg::F32,
             Dtype::F16 => DtypeArg::F16,
             Dtype::Bf16 => DtypeArg::Bf16,
         });
-        DeviceArgs { dtype: self.device.dtype.or(before), ..self.device.clone() }
+        let device = match (self.device.device, class) {
+            // A stand-in is of no kind that could be asked for.
+            (DeviceChoice::Auto, Some(class)) => class.backend.parse().unwrap_or(DeviceChoice::Auto),
+            (given, _) => given,
+        };
+        DeviceArgs { device, dtype: self.device.dtype.or(dtype) }
     }
 }

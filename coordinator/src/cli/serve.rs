@@ -78,7 +78,12 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let owner = owner();
     let claim = store.claim_store(&owner).await.map_err(unusable)?;
     let farm = Farm::start(FarmOptions { examines: true });
-    let options = JobsOptions { active: args.active.into(), keep: args.keep.options(), owner };
+    let options = JobsOptions {
+        active: args.active.into(),
+        keep: args.keep.options(),
+        owner,
+        claim: Some(claim.clone()),
+    };
     let jobs = Jobs::open(farm.clone(), store.clone(), options).await.map_err(unusable)?;
     let routes = control::routes(farm, jobs.clone(), Gate::new(token.as_deref())).await;
     let incoming = doorman::incoming(listener, args.max_connections as usize);
@@ -119,10 +124,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
 async fn superseded(store: &RenderStore, claim: &Claim) -> StoreError {
     loop {
         tokio::time::sleep(WATCH).await;
-        match store.check(claim).await {
-            Err(error @ (StoreError::Superseded { .. } | StoreError::Removed(_))) => return error,
-            // A store that is away shows nobody newer.
-            _ => {}
+        // A store that is away shows nobody newer.
+        let checked = store.check(claim).await;
+        if let Err(error @ (StoreError::Superseded { .. } | StoreError::Removed(_))) = checked {
+            return error;
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::cli::{DeviceArgs, start_device};
-use gigasmith_worker::model::ModelSource;
+use gigasmith_worker::model::{DeviceChoice, ModelSource};
 use gigasmith_worker::session::SessionOptions;
 
 use super::failure::Failure;
@@ -11,6 +12,16 @@ use crate::embedded::EmbeddedFarm;
 
 /// Tasks in flight to the embedded worker: one computed, one waiting.
 const SLOTS: u32 = 2;
+
+/// The arguments as flags, where they are not the defaults.
+pub(super) fn flags(args: &DeviceArgs) -> String {
+    let device = match args.device {
+        DeviceChoice::Auto => String::new(),
+        device => format!(" --device {device}"),
+    };
+    let dtype = args.dtype.map(|d| format!(" --dtype {}", Dtype::from(d)));
+    device + &dtype.unwrap_or_default()
+}
 
 /// Loads a model, downloading it where need be, and starts a farm of one on it.
 pub(super) async fn start(source: ModelSource, args: &DeviceArgs) -> Result<EmbeddedFarm, Failure> {

@@ -12,7 +12,7 @@ use super::{JobChange, JobError};
 use crate::farm::Lane;
 use crate::render::StageBegin;
 use crate::spec::RenderSpec;
-use crate::store::{RenderRecord, StateRecord, Stored};
+use crate::store::{Claim, RenderRecord, StateRecord, Stored};
 
 /// Over how many seconds the rate is measured.
 const RATE_SECONDS: f64 = 30.0;
@@ -32,6 +32,10 @@ pub(super) struct Entry {
     pub(super) trouble: String,
     /// Why its checkpoints are late; empty when they are not.
     pub(super) late: String,
+    /// The right to write of it, once it was started.
+    pub(super) claim: Option<Claim>,
+    /// Another coordinator has it, or it was removed: it rests here, and nothing of it is written.
+    lost: bool,
     /// Held while a person's change is made.
     pub(super) changing: Arc<AsyncMutex<()>>,
     /// Held while its state is written.
@@ -57,6 +61,8 @@ impl Entry {
             runner: None,
             trouble: String::new(),
             late: String::new(),
+            claim: None,
+            lost: false,
             changing: Arc::default(),
             writing: Arc::default(),
             recent: VecDeque::new(),
@@ -93,6 +99,9 @@ impl Entry {
     /// Makes a person's change, and returns the runner that must be ended, if any.
     pub(super) fn change(&mut self, change: JobChange) -> Result<Option<JoinHandle<()>>, JobError> {
         let refuse = |reason| Err(JobError::State { id: self.record.id.clone(), state: self.state, reason });
+        if self.lost && change != JobChange::Continue {
+            return refuse("another coordinator has it; `continue` takes it back");
+        }
         match (change, self.state) {
             // Said twice, or said again because it could not be stored.
             (JobChange::Cancel, RenderState::Cancelled) => {}
@@ -108,6 +117,9 @@ impl Entry {
                 self.reason.clear();
             }
             (JobChange::Continue, RenderState::Paused) => {
+                if std::mem::take(&mut self.lost) {
+                    self.claim = None;
+                }
                 self.state = if self.runner.is_some() { RenderState::Running } else { RenderState::Queued };
                 self.reason.clear();
                 self.recent.clear();
@@ -142,6 +154,7 @@ impl Entry {
     /// It was taken over by another coordinator: it rests here, and its stored state stays that one's.
     pub(super) fn lose(&mut self, reason: String) {
         self.end(RenderState::Paused, reason);
+        self.lost = true;
     }
 
     /// So many of the stage's patches are done.

@@ -25,7 +25,8 @@ use crate::farm::{Farm, Roster};
 use crate::request::{RenderRequest, RequestError, RequestInputs, resolve};
 use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
-    Fetched, KeepOptions, NewRender, Owner, Part, RenderRecord, RenderStore, StateRecord, StoreError, Stored,
+    Claim, Fetched, KeepOptions, NewRender, Owner, Part, RenderRecord, RenderStore, StateRecord, StoreError,
+    Stored,
 };
 use entry::Entry;
 
@@ -100,6 +101,8 @@ pub struct JobsOptions {
     pub keep: KeepOptions,
     /// Who takes renders up.
     pub owner: Owner,
+    /// The right to the store; what is not a render's own is written only while it lasts.
+    pub claim: Option<Claim>,
 }
 
 #[derive(Debug)]
@@ -145,22 +148,41 @@ impl Jobs {
     /// Starts renders whose turn it is, until `shutdown`; then ends those that run, each after a last
     /// checkpoint: they are taken up again at the next start.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut roster = self.0.farm.watch_roster();
-        loop {
-            self.settle_queued().await;
-            self.start_next().await;
-            tokio::select! {
-                () = self.0.changed.notified() => {}
-                changed = roster.changed() => if changed.is_err() { break },
-                () = tokio::time::sleep(TICK) => {}
-                () = shutdown.cancelled() => break,
+        let work = async {
+            let mut roster = self.0.farm.watch_roster();
+            loop {
+                self.settle_queued().await;
+                self.start_next().await;
+                tokio::select! {
+                    () = self.0.changed.notified() => {}
+                    changed = roster.changed() => if changed.is_err() { break },
+                    () = tokio::time::sleep(TICK) => {}
+                }
             }
+        };
+        let jobs = self.clone();
+        let tidying = tokio::spawn(async move { jobs.tidy().await });
+        tokio::select! {
+            () = work => {}
+            () = shutdown.cancelled() => {}
         }
+        tidying.abort();
         self.0.stopping.cancel();
         let runners: Vec<_> = self.entries().values_mut().filter_map(|e| e.runner.take()).collect();
         for runner in runners {
             // It was told to end: how it did is of no interest any more.
             let _ = runner.await;
+        }
+    }
+
+    /// Removes checkpoints of renders that have ended, should a crash have left some.
+    async fn tidy(&self) {
+        let ended = |e: &&Entry| matches!(e.state, RenderState::Done | RenderState::Cancelled);
+        let ended: Vec<String> = self.entries().values().filter(ended).map(|e| e.record.id.clone()).collect();
+        for id in ended {
+            if self.0.store.has_checkpoints(&id).await.unwrap_or(false) {
+                run::discard(self, &id).await;
+            }
         }
     }
 
@@ -193,6 +215,10 @@ impl Jobs {
             return Err(JobError::Name(id.clone()));
         }
         request.check()?;
+        if let Some(claim) = &self.0.options.claim {
+            // What we accepted now, nobody would run.
+            self.0.store.check(claim).await?;
+        }
         let resolved = match choose_model(&self.0.farm.roster(), &request) {
             Some(model) => Some(resolve(&request, &inputs, &model)?),
             None => None,
@@ -230,7 +256,21 @@ impl Jobs {
     async fn persist(&self, id: &str) -> Result<(), StoreError> {
         let Some(writing) = self.entries().get(id).map(|e| e.writing.clone()) else { return Ok(()) };
         let _one_at_a_time = writing.lock().await;
-        let Some(record) = self.entries().get(id).map(Entry::state_record) else { return Ok(()) };
+        let Some((record, claim)) = self.entries().get(id).map(|e| (e.state_record(), e.claim.clone()))
+        else {
+            return Ok(());
+        };
+        // Somebody newer decides what becomes of it.
+        if let Some(claim) = claim.as_ref().or(self.0.options.claim.as_ref()) {
+            match self.0.store.check(claim).await {
+                Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) => {
+                    tracing::error!(id, error = %lost, "a state is not stored any more");
+                    self.update(id, |entry| entry.lose(lost.to_string()));
+                    return Ok(());
+                }
+                other => other?,
+            }
+        }
         self.0.store.set_state(id, &record).await
     }
 
@@ -303,16 +343,17 @@ impl Jobs {
             // It was told to end: how it did is of no interest any more.
             let _ = runner.await;
         }
-        if change == JobChange::Cancel {
-            let (jobs, id) = (self.clone(), id.to_owned());
-            tokio::spawn(async move { run::discard(&jobs, &id).await });
-        }
         self.tell_lane(id).await;
         drop(one_at_a_time);
         if let Err(error) = self.persist(id).await {
             let (jobs, id) = (self.clone(), id.to_owned());
             tokio::spawn(async move { jobs.persist_surely(&id).await });
             return Err(JobError::NotStored(error));
+        }
+        if change == JobChange::Cancel {
+            // Only now that it is known to be given up.
+            let (jobs, id) = (self.clone(), id.to_owned());
+            tokio::spawn(async move { run::discard(&jobs, &id).await });
         }
         self.0.changed.notify_one();
         self.status(id).await.ok_or_else(unknown)

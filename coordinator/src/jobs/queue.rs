@@ -56,7 +56,16 @@ mod tests {
         let request = RenderRequest::default();
         let id = id.to_owned();
         let (picture, plan) = (None, None);
-        let record = RenderRecord { version: VERSION, id, order, request, priority, picture, plan };
+        let record = RenderRecord {
+            version: VERSION,
+            id,
+            nonce: String::new(),
+            order,
+            request,
+            priority,
+            picture,
+            plan,
+        };
         let state = StateRecord::queued(priority);
         Entry::stored(Stored { record, spec: Some(crate::spec::tests::spec()), state })
     }

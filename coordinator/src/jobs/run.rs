@@ -39,7 +39,7 @@ pub(super) async fn run(jobs: Jobs, id: String, spec: RenderSpec, model: Arc<Mod
         // It is taken up again at the next start.
         Ok(Err(Ended::Closed)) => return,
         Ok(Err(Ended::Lost(reason))) => {
-            tracing::error!(id, reason, "a render is lost to another coordinator");
+            tracing::error!(id, reason, "a render is given up here");
             jobs.update(&id, |entry| entry.lose(reason));
             jobs.0.changed.notify_one();
             return;
@@ -108,6 +108,7 @@ async fn attempt(
     let (store, JobsOptions { keep, owner, .. }) = (&jobs.0.store, &jobs.0.options);
     let record = jobs.entries().get(id).map(|e| e.record.clone()).ok_or(Ended::Closed)?;
     let claim = patiently(jobs, id, || store.claim(id, owner)).await?;
+    jobs.update(id, |entry| entry.claim = Some(claim.clone()));
     match patiently(jobs, id, || store.read(id)).await? {
         None => return Err(StoreError::Removed(id.to_owned()).into()),
         // Another coordinator has had it meanwhile.
@@ -189,24 +190,31 @@ fn stage_patches(spec: &RenderSpec, model: &ModelDescription, has_picture: bool)
     std::iter::once(base).chain((1..).zip(&spec.upscales).map(upscale)).collect()
 }
 
-/// Tries for as long as it takes: a store that is away for minutes delays a render, and ends none.
+/// Tries for as long as it takes, or until the coordinator ends: a store that is away for minutes delays a
+/// render, and ends none.
 async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
     jobs: &Jobs,
     id: &str,
     attempt: impl Fn() -> F,
-) -> Result<T, StoreError> {
-    loop {
-        match attempt().await {
-            Err(error @ StoreError::Store { .. }) => {
-                tracing::warn!(id, %error, retry_in = ?RETRY, "the store is away");
-                jobs.update(id, |entry| entry.trouble = error.to_string());
-                tokio::time::sleep(RETRY).await;
-            }
-            other => {
-                jobs.update(id, |entry| entry.trouble.clear());
-                return other;
+) -> Result<T, Ended> {
+    let tries = async {
+        loop {
+            match attempt().await {
+                Err(error @ StoreError::Store { .. }) => {
+                    tracing::warn!(id, %error, retry_in = ?RETRY, "the store is away");
+                    jobs.update(id, |entry| entry.trouble = error.to_string());
+                    tokio::time::sleep(RETRY).await;
+                }
+                other => {
+                    jobs.update(id, |entry| entry.trouble.clear());
+                    return other.map_err(Ended::from);
+                }
             }
         }
+    };
+    tokio::select! {
+        done = tries => done,
+        () = jobs.0.stopping.cancelled() => Err(Ended::Closed),
     }
 }
 

@@ -81,8 +81,8 @@ impl Sampling {
                     return Err(RenderError::Stopped);
                 }
                 outcome = flight.next() => {
-                    let outcome = outcome?.expect("an unfinished stage has a patch that can start");
-                    run.complete(outcome, observer);
+                    let outcome = outcome.inspect_err(|_| course.journal.note(point(&run)))?;
+                    run.complete(outcome.expect("an unfinished stage has a patch that can start"), observer);
                     nothing_new = false;
                     course.progress.patches(run.progress().0);
                 }

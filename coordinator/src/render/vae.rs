@@ -88,12 +88,8 @@ impl Sampling {
 
     fn decoder_tiling(&self, mode: VaeMode, latent: &Array) -> Tiling {
         let (_, height, width) = latent.chw().expect("a latent has three axes");
-        let (tile, factor) = (self.model().vae_tile as usize, self.model().latent_factor as usize);
-        let size = ImageSize { width: (width * factor) as u32, height: (height * factor) as u32 };
-        match mode.is_tiled(size) {
-            true => Tiling::published(LatentSize { height, width }, tile / factor, tile),
-            false => Tiling::whole(LatentSize { height, width }),
-        }
+        let (tile, factor) = (self.model().vae_tile, self.model().latent_factor);
+        Tiling::decoding(mode, LatentSize { height, width }, tile, factor)
     }
 
     fn decode_task(&self, latent: &Array, window: Window) -> Task {
@@ -160,7 +156,10 @@ impl Sampling {
                     return Err(RenderError::Stopped);
                 }
                 tile = self.next_tile(stage, &mut flight, &mut next, task) => {
-                    let Some((i, tile)) = tile? else { break };
+                    let tile = tile.inspect_err(|_| {
+                        grid.into_iter().for_each(|grid| course.journal.note(point(&joiner, &bands, grid)));
+                    })?;
+                    let Some((i, tile)) = tile else { break };
                     let joined = at_leisure(|| joiner.add(i, Arc::new(tile)).iter().map(pixels).collect::<Vec<_>>());
                     bands.extend(joined);
                     nothing_new = false;

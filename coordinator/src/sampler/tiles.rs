@@ -61,6 +61,44 @@ impl Tiling {
         Self { tops: starts(input.height), lefts: starts(input.width), input, tile, keep_and_fade }
     }
 
+    /// How a latent goes through the decoder; `side`: of the VAE's tiles in image pixels, `factor`: image
+    /// pixels per latent pixel.
+    pub fn decoding(mode: VaeMode, latent: LatentSize, side: u32, factor: u32) -> Self {
+        let size = ImageSize { width: latent.width as u32 * factor, height: latent.height as u32 * factor };
+        match mode.is_tiled(size) {
+            true => Self::published(latent, (side / factor) as usize, side as usize),
+            false => Self::whole(latent),
+        }
+    }
+
+    /// Rows of tiles.
+    pub fn rows(&self) -> usize {
+        self.tops.len()
+    }
+
+    /// Bytes of RGB that each joined row of decoded tiles gives; `factor`: image pixels per latent pixel.
+    pub fn band_bytes(&self, factor: usize) -> Vec<usize> {
+        let heights = self.tops.iter().map(|&top| self.tile.min(self.input.height - top) * factor);
+        let kept = heights.map(|h| self.keep_and_fade.map_or(h, |(keep, _)| keep.min(h)));
+        kept.map(|rows| 3 * rows * self.input.width * factor).collect()
+    }
+
+    /// The shape of a decoded tile, by position; `None` when there is none such.
+    pub fn result_shape(&self, position: usize, factor: usize) -> Option<[usize; 3]> {
+        let window = self.windows().get(position).copied()?;
+        Some([3, window.height * factor, window.width * factor])
+    }
+
+    /// The shapes of what `rows` joined rows of decoded tiles leave for the next to fade in over.
+    pub fn tails(&self, rows: usize, factor: usize) -> Vec<[usize; 3]> {
+        let (Some((_, fade)), Some(row)) = (self.keep_and_fade, rows.checked_sub(1)) else {
+            return Vec::new();
+        };
+        let columns = self.lefts.len();
+        let shapes = (row * columns..(row + 1) * columns).filter_map(|i| self.result_shape(i, factor));
+        shapes.map(|[c, h, w]| [c, h.min(fade), w]).collect()
+    }
+
     /// One tile that is the whole input.
     pub fn whole(input: LatentSize) -> Self {
         Self { tops: vec![0], lefts: vec![0], input, tile: usize::MAX, keep_and_fade: None }

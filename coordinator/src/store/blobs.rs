@@ -212,7 +212,7 @@ impl RenderStore {
 
 /// Values from a blob; `None` when there are too few or too many.
 pub(super) fn values(shape: &[usize], bytes: &[u8]) -> Option<Array> {
-    if bytes.len() % 4 != 0 {
+    if !bytes.len().is_multiple_of(4) {
         return None;
     }
     let data = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -225,12 +225,11 @@ pub(super) fn conditioning_bytes(conditioning: &Conditioning) -> Vec<u8> {
     if let Some((prompt, pooled)) = &conditioning.negative {
         tensors.extend([("negative_prompt", prompt), ("negative_pooled", pooled)]);
     }
-    let view = |array: &'_ Array| -> (Vec<usize>, Vec<u8>) {
-        (array.shape().to_vec(), array.data().iter().flat_map(|v| v.to_le_bytes()).collect())
-    };
-    let data: Vec<(&str, (Vec<usize>, Vec<u8>))> = tensors.into_iter().map(|(n, a)| (n, view(a))).collect();
-    let views = data.iter().map(|(name, (shape, bytes))| {
-        (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("an array has its shape's values"))
+    let bytes = |array: &Array| -> Vec<u8> { array.data().iter().flat_map(|v| v.to_le_bytes()).collect() };
+    let data: Vec<Vec<u8>> = tensors.values().map(|array| bytes(array)).collect();
+    let views = tensors.iter().zip(&data).map(|((name, array), bytes)| {
+        let view = TensorView::new(Dtype::F32, array.shape().to_vec(), bytes);
+        (*name, view.expect("an array has its shape's values"))
     });
     safetensors::serialize(views, None).expect("the views are well formed")
 }

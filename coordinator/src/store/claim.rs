@@ -49,7 +49,11 @@ fn object(folder: &Path, epoch: u64) -> Path {
 impl RenderStore {
     /// Takes up the whole store, as `serve` does.
     pub async fn claim_store(&self, owner: &Owner) -> Result<Claim, StoreError> {
-        self.claim_folder(self.root.clone().join("coordinator"), owner).await
+        self.claim_folder(self.coordinator(), owner).await
+    }
+
+    fn coordinator(&self) -> Path {
+        self.root.clone().join("coordinator")
     }
 
     /// Takes up a render. Whoever had it before stops.
@@ -59,6 +63,11 @@ impl RenderStore {
 
     async fn claim_folder(&self, folder: Path, owner: &Owner) -> Result<Claim, StoreError> {
         let mut epoch = self.newest_epoch(&folder).await? + 1;
+        if let Some(id) = folder.filename().filter(|_| folder != self.coordinator()) {
+            // A removal that broke off may have left manifests without their epochs.
+            let left = self.manifests(id).await?;
+            epoch = left.iter().map(|name| name.epoch + 1).max().unwrap_or(0).max(epoch);
+        }
         let Owner { incarnation, name } = owner.clone();
         let record = EpochRecord { version: 1, incarnation, owner: name };
         loop {
@@ -100,7 +109,10 @@ impl RenderStore {
     /// Fails when somebody newer has taken over, or what was taken up is gone.
     pub async fn check(&self, claim: &Claim) -> Result<(), StoreError> {
         let Claim { folder, owner, epoch } = claim;
-        let what = || folder.filename().unwrap_or("the store").to_owned();
+        let what = || match folder.filename() {
+            Some(id) if *folder != self.coordinator() => format!("render {id}"),
+            _ => "the store".to_owned(),
+        };
         if let Some(newer) = self.epoch_record(&object(folder, epoch + 1)).await? {
             return Err(StoreError::Superseded { what: what(), epoch: epoch + 1, owner: newer.owner });
         }

@@ -50,6 +50,11 @@ impl RenderStore {
         Ok(listed.common_prefixes.iter().filter_map(Path::filename).map(str::to_owned).collect())
     }
 
+    /// Whether a render has checkpoints.
+    pub async fn has_checkpoints(&self, id: &str) -> Result<bool, StoreError> {
+        Ok(!self.manifests(id).await?.is_empty())
+    }
+
     async fn objects_below(&self, prefix: &Path) -> Result<Vec<ObjectMeta>, StoreError> {
         let mut listed = self.objects.list(Some(prefix));
         let mut objects = Vec::new();

@@ -203,7 +203,8 @@ impl Drop for Keeper {
 impl Journal for Keeper {
     fn wait(&self) -> Duration {
         let state = self.shared.state();
-        if state.next.is_some() || state.busy.is_some() {
+        // While the store fails, newer points take the place of the one that it does not take.
+        if state.next.is_some() || state.busy.is_some() && state.error.is_none() {
             return BUSY;
         }
         state.taken.map_or(Duration::ZERO, |taken| self.shared.every.saturating_sub(taken.elapsed()))
@@ -217,6 +218,9 @@ impl Journal for Keeper {
     }
 
     fn trouble(&self) -> Option<String> {
+        if self.task.is_finished() && !self.closing.is_cancelled() {
+            return Some("a bug in gigasmith, please report it: the keeper of checkpoints has ended".into());
+        }
         let state = self.shared.state();
         let since = state.busy?.elapsed();
         let late = since > LATE.max(self.shared.every);
@@ -353,16 +357,32 @@ impl Task {
                     self.shared.state().error = Some(error.to_string());
                 }
             }
-            tokio::time::sleep(pause).await;
+            // Perhaps it can still be read.
+            self.look().await?;
+            self.rest(pause, &mut draft).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            let newer = self.shared.state().next.take();
-            if let Some(point) = newer {
-                draft = self.draft(point).await;
-            }
         }
         self.shared.state().error = None;
-        self.collect().await;
-        Ok(())
+        self.collect().await
+    }
+
+    /// Waits before another attempt; a newer point takes the draft's place at once. When we are to end there
+    /// is no time for long pauses.
+    async fn rest(&mut self, pause: Duration, draft: &mut Draft) {
+        let until = Instant::now() + pause;
+        loop {
+            let newer = self.shared.state().next.take();
+            if let Some(point) = newer {
+                *draft = self.draft(point).await;
+            }
+            let closing = self.closing.is_cancelled();
+            let until = if closing { until.min(Instant::now() + FIRST_PAUSE) } else { until };
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                () = self.shared.wake.notified() => {}
+                () = self.closing.cancelled(), if !closing => {}
+            }
+        }
     }
 
     async fn attempt(&mut self, draft: &mut Draft) -> Result<(), StoreError> {
@@ -429,10 +449,11 @@ impl Task {
     }
 
     /// Gives up manifests, then blobs that none of the others needs. What cannot be deleted now is later.
-    async fn collect(&mut self) {
+    async fn collect(&mut self) -> Result<(), StoreError> {
+        self.look().await?;
         for name in superseded(&self.manifests, self.keep) {
             if self.store.delete(&self.store.manifest_path(&self.id, name)).await.is_err() {
-                return;
+                return Ok(());
             }
             let (gone, kept) = std::mem::take(&mut self.manifests).into_iter().partition(|m| m.name == name);
             self.manifests = kept;
@@ -445,6 +466,7 @@ impl Task {
         garbage.append(&mut self.doomed);
         let garbage: Vec<BlobId> = garbage.difference(&needed).copied().collect();
         for chunk in garbage.chunks(16) {
+            self.look().await?;
             let mut deleting = tokio::task::JoinSet::new();
             for &blob in chunk {
                 // Forgotten first: from here on nobody may take it for stored.
@@ -455,6 +477,7 @@ impl Task {
             let left = deleting.join_all().await.into_iter().filter(|(_, deleted)| !deleted);
             self.doomed.extend(left.map(|(blob, _)| blob));
         }
+        Ok(())
     }
 
     /// Once: looks for what earlier coordinators left without a manifest.

@@ -248,7 +248,8 @@ impl Manifest {
     pub fn progress(&self) -> Option<(u32, u32)> {
         match &self.at {
             ManifestAt::Sampling { committed, patches, .. } => {
-                Some((committed.iter().map(|(first, end)| end - first).sum(), *patches))
+                let committed = committed.iter().map(|(first, end)| end.saturating_sub(*first));
+                Some((committed.fold(0, u32::saturating_add), *patches))
             }
             ManifestAt::Decoding { .. } => None,
         }

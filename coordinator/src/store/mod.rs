@@ -49,7 +49,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gigasmith_proto::domain::Array;
+use gigasmith_proto::domain::{Array, Identifier};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
 use tokio_stream::Stream;
@@ -193,10 +193,22 @@ impl RenderStore {
         let upload = self.objects.put_multipart(path).await.map_err(fail)?;
         let mut parts = WriteMultipart::new_with_chunk_size(upload, SMALL);
         while !bytes.is_empty() {
-            parts.wait_for_capacity(PARTS_AT_A_TIME).await.map_err(fail)?;
+            if let Err(error) = parts.wait_for_capacity(PARTS_AT_A_TIME).await {
+                // Parts that stay take room and are billed; if this fails too there is nothing else to try.
+                let _ = parts.abort().await;
+                return Err(fail(error));
+            }
             parts.put(bytes.split_to(SMALL.min(bytes.len())));
         }
+        // Aborts by itself what it cannot finish.
         parts.finish().await.map(|_| ()).map_err(fail)
+    }
+
+    /// Fails when nothing can be written: before a model is loaded, not after.
+    pub async fn probe(&self, owner: &Owner) -> Result<(), StoreError> {
+        let path = self.root.clone().join("coordinator").join(format!("probe-{}", owner.incarnation));
+        self.write(&path, "gigasmith was here").await?;
+        self.delete(&path).await
     }
 
     /// Creates an object that nobody has created before: whether it did.
@@ -238,8 +250,11 @@ impl RenderStore {
     async fn create_render(&self, record: &RenderRecord, inputs: &RequestInputs) -> Result<(), StoreError> {
         let id = record.id.as_str();
         let path = self.path(id, "render.json");
-        if self.get(&path).await?.is_some() {
-            return Err(StoreError::Taken(id.to_owned()));
+        let bytes = json(record);
+        match self.get(&path).await? {
+            Some(there) if there == bytes => return Ok(()),
+            Some(_) => return Err(StoreError::Taken(id.to_owned())),
+            None => {}
         }
         // Under their own hashes: two submissions that reach for one id cannot mix.
         if let Some(picture) = &inputs.picture {
@@ -248,7 +263,8 @@ impl RenderStore {
         if let Some(plan) = &inputs.plan {
             self.write(&self.input_path(id, &hash_of(plan.as_bytes())), plan.clone().into_bytes()).await?;
         }
-        match self.create(&path, json(record)).await? {
+        // Somebody's, or ours, from an attempt whose answer was lost.
+        match self.create(&path, bytes.clone()).await? || self.get(&path).await?.as_ref() == Some(&bytes) {
             true => Ok(()),
             false => Err(StoreError::Taken(id.to_owned())),
         }
@@ -260,8 +276,18 @@ impl RenderStore {
         let picture = inputs.picture.as_ref();
         let picture = picture.map(|p| InputPicture { size: p.size(), hash: hash_of(p.rgb()) });
         let plan = inputs.plan.as_ref().map(|json| hash_of(json.as_bytes()));
-        let mut record =
-            RenderRecord { version: VERSION, id: String::new(), order, request, priority, picture, plan };
+        let Identifier(random) = Identifier::random();
+        let nonce = random.iter().map(|b| format!("{b:02x}")).collect();
+        let mut record = RenderRecord {
+            version: VERSION,
+            id: String::new(),
+            nonce,
+            order,
+            request,
+            priority,
+            picture,
+            plan,
+        };
         if let Some(id) = id {
             record.id = id;
             self.create_render(&record, inputs).await?;

@@ -16,6 +16,9 @@ pub struct RenderRecord {
     pub version: u32,
     /// The render's id: also the name of its folder.
     pub id: String,
+    /// Tells two submissions apart that are alike; empty in what was written before there was one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub nonce: String,
     /// Position among all renders of the store: those of equal priority run in this order.
     pub order: u64,
     /// What was asked for.

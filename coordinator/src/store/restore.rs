@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gigasmith_proto::domain::{Array, ModelDescription};
+use gigasmith_proto::domain::{Array, Conditioning, ModelDescription};
 use tokio_stream::StreamExt;
 
 use super::blobs::{self, conditioning_from};
@@ -17,8 +17,14 @@ use crate::sampler::blocks::BlockGrid;
 use crate::sampler::canvas::SavedBlock;
 use crate::sampler::patch_set::PatchSet;
 use crate::sampler::stage::SavedStage;
-use crate::sampler::units::{ImageSize, LatentSize, Window};
+use crate::sampler::tiles::Tiling;
+use crate::sampler::units::{LatentSize, Window};
 use crate::spec::RenderSpec;
+
+/// How often checkpoints are listed again when what was listed is gone.
+const RELISTS: usize = 5;
+/// Blocks are never smaller, unless the canvas is.
+const LEAST_SIDE: usize = 8;
 
 /// A render as it was left.
 #[derive(Debug, Default)]
@@ -49,7 +55,6 @@ impl From<StoreError> for Unusable {
 
 /// Where blobs of a manifest belong.
 enum Place {
-    Conditioning,
     Guide(usize),
     Now(usize),
     Before(usize),
@@ -68,15 +73,40 @@ impl RenderStore {
         spec: &RenderSpec,
         model: &ModelDescription,
     ) -> Result<Restored, StoreError> {
+        for _ in 0..RELISTS {
+            // A manifest that is listed and gone was collected by somebody who has written a newer one.
+            if let Some(restored) = self.try_restore(id, spec, model).await? {
+                return Ok(restored);
+            }
+        }
+        let path = self.path(id, "checkpoints").to_string();
+        Err(StoreError::Damaged { path, reason: "what it lists is not there".into() })
+    }
+
+    /// `None`: the listing was out of date.
+    async fn try_restore(
+        &self,
+        id: &str,
+        spec: &RenderSpec,
+        model: &ModelDescription,
+    ) -> Result<Option<Restored>, StoreError> {
         let mut restored = Restored::default();
         let mut names = self.manifests(id).await?;
         names.sort_unstable();
+        // The listing may be a little behind.
+        while let Some(&ManifestName { epoch, sequence }) = names.last() {
+            let next = ManifestName { epoch, sequence: sequence + 1 };
+            if self.get(&self.manifest_path(id, next)).await?.is_none() {
+                break;
+            }
+            names.push(next);
+        }
         for name in names.into_iter().rev() {
             let path = self.manifest_path(id, name);
             let unusable = Kept { name, stage: None, blobs: Default::default() };
             let manifest = match self.manifest(id, name, spec).await {
                 Ok(Some(manifest)) => manifest,
-                // Somebody has collected it meanwhile.
+                Ok(None) if restored.resumed.at.is_none() => return Ok(None),
                 Ok(None) => continue,
                 Err(Unusable::Store(error)) => return Err(error),
                 Err(Unusable::Damaged(reason)) => {
@@ -91,8 +121,9 @@ impl RenderStore {
                 continue;
             }
             match self.load(id, manifest, spec, model, &restored.found).await {
-                Ok(resumed) => {
+                Ok((resumed, remark)) => {
                     restored.resumed = resumed;
+                    restored.damage.extend(remark);
                     restored.found.manifests.push(kept);
                 }
                 Err(Unusable::Store(error)) => return Err(error),
@@ -105,7 +136,7 @@ impl RenderStore {
         if restored.resumed.at.is_none() {
             restored.resumed.at = self.finished_stage(id, spec, model, &mut restored.damage).await?;
         }
-        Ok(restored)
+        Ok(Some(restored))
     }
 
     /// The manifests that a listing shows.
@@ -150,34 +181,61 @@ impl RenderStore {
         spec: &RenderSpec,
         model: &ModelDescription,
         found: &Found,
-    ) -> Result<Resumed, Unusable> {
+    ) -> Result<(Resumed, Option<String>), Unusable> {
         let damaged = |reason: String| Unusable::Damaged(reason);
         let stage = manifest.stage;
+        let last = spec.upscales.len() as u32;
+        let slider = stage.checked_sub(1).and_then(|i| spec.upscales.get(i as usize)).map_or(0, |u| u.slider);
         let size = spec.stage_size(stage).ok_or_else(|| damaged(format!("there is no stage {stage}")))?;
         let (channels, latent) = (model.latent_channels as usize, size.latent(model.latent_factor));
         let wanted = (channels, latent.height, latent.width);
         let (CanvasRecord { channels, height, width, side }, blobs) = contents(&manifest);
-        if (channels, height, width) != wanted || side == 0 {
+        if (channels, height, width) != wanted || side < LEAST_SIDE.min(height.max(width)) {
             let found = format!("{channels}x{height}x{width}");
             return Err(damaged(format!("its canvas is {found}, the render's is {wanted:?}")));
         }
         let grid = BlockGrid::new(LatentSize { height, width }, side);
-        let mut parts = Parts::new(grid, channels, &manifest.at);
-        if !parts.fit(&manifest.at, size) {
-            return Err(damaged("it does not list what such a canvas has".into()));
+        let tiling = Tiling::decoding(spec.vae, latent, model.vae_tile, model.latent_factor);
+        let mut parts =
+            Parts::new(grid, channels, &manifest.at, tiling.band_bytes(model.latent_factor as usize));
+        let fits = match &manifest.at {
+            ManifestAt::Sampling { guide, .. } => guide.is_some() == (slider > 0),
+            ManifestAt::Decoding { .. } => stage == last,
+        };
+        if !fits || !parts.fit(&manifest.at, &tiling, model.latent_factor as usize) {
+            return Err(damaged("it does not list what such a stage has".into()));
         }
-        let mut conditioning = None;
         self.read_blobs(id, blobs, |place, blob, bytes| {
             found.blobs.insert(blob);
-            let put = match place {
-                Place::Conditioning => conditioning_from(&bytes).map(|c| conditioning = Some(c)),
-                place => parts.put(place, bytes).ok_or_else(|| "it has another length".to_owned()),
-            };
             let path = || self.blob_path(id, &blob).to_string();
-            put.map_err(|reason| StoreError::Damaged { path: path(), reason })
+            let reason = || "it has another length".to_owned();
+            parts.put(place, bytes).ok_or_else(|| StoreError::Damaged { path: path(), reason: reason() })
         })
         .await?;
-        Ok(Resumed { conditioning, at: Some(parts.resumed(stage, manifest.at)) })
+        // Every checkpoint has the same text: should it be damaged, it is encoded again.
+        let (conditioning, remark) = match self.conditioning(id, &manifest, found).await {
+            Ok(conditioning) => (Some(conditioning), None),
+            Err(error @ StoreError::Damaged { .. }) => {
+                (None, Some(format!("{error}: the text is encoded again")))
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok((Resumed { conditioning, at: Some(parts.resumed(stage, manifest.at)) }, remark))
+    }
+
+    async fn conditioning(
+        &self,
+        id: &str,
+        manifest: &Manifest,
+        found: &Found,
+    ) -> Result<Conditioning, StoreError> {
+        let blob = manifest.conditioning;
+        let path = || self.blob_path(id, &blob).to_string();
+        let bytes = self.read_blob(id, blob).await?;
+        let read =
+            conditioning_from(&bytes).map_err(|reason| StoreError::Damaged { path: path(), reason })?;
+        found.blobs.insert(blob);
+        Ok(read)
     }
 
     /// What programs before checkpoints kept: the latents of the newest finished stage.
@@ -208,7 +266,7 @@ impl RenderStore {
 
 /// The canvas of a manifest, and its blobs with their places.
 fn contents(manifest: &Manifest) -> (CanvasRecord, Vec<(Place, BlobId)>) {
-    let mut blobs = vec![(Place::Conditioning, manifest.conditioning)];
+    let mut blobs = Vec::new();
     let numbered = |ids: &[BlobId], place: fn(usize) -> Place| -> Vec<(Place, BlobId)> {
         ids.iter().enumerate().map(|(i, &id)| (place(i), id)).collect()
     };
@@ -243,13 +301,14 @@ struct Parts {
     before: BTreeMap<usize, Arc<Array>>,
     tail_shapes: Vec<[usize; 3]>,
     tile_shapes: Vec<[usize; 3]>,
+    band_bytes: Vec<usize>,
     bands: BTreeMap<usize, Arc<Vec<u8>>>,
     tails: BTreeMap<usize, Array>,
     waiting: BTreeMap<usize, Arc<Array>>,
 }
 
 impl Parts {
-    fn new(grid: BlockGrid, channels: usize, at: &ManifestAt) -> Self {
+    fn new(grid: BlockGrid, channels: usize, at: &ManifestAt, band_bytes: Vec<usize>) -> Self {
         let shapes = |arrays: Vec<&ArrayRecord>| arrays.iter().map(|a| a.shape).collect();
         let (mut blocks, mut tail_shapes, mut tile_shapes) = (Vec::new(), Vec::new(), Vec::new());
         let has_whole = match at {
@@ -275,6 +334,7 @@ impl Parts {
             before: BTreeMap::new(),
             tail_shapes,
             tile_shapes,
+            band_bytes,
             bands: BTreeMap::new(),
             tails: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -283,7 +343,7 @@ impl Parts {
 
     /// Whether a manifest lists as many things as the canvas has. What else could be wrong shows when the
     /// stage is restored.
-    fn fit(&self, at: &ManifestAt, size: ImageSize) -> bool {
+    fn fit(&self, at: &ManifestAt, tiling: &Tiling, factor: usize) -> bool {
         match at {
             ManifestAt::Sampling { guide, blocks, committed, patches, .. } => {
                 guide.as_ref().is_none_or(|g| g.len() == self.grid.len())
@@ -291,8 +351,15 @@ impl Parts {
                     && blocks.is_sorted_by_key(|b| b.index)
                     && PatchSet::from_ranges(committed, *patches as usize).is_some()
             }
-            ManifestAt::Decoding { latent, bands, .. } => {
-                latent.len() == self.grid.len() && bands.len() <= size.height as usize
+            ManifestAt::Decoding { latent, bands, tails, waiting, .. } => {
+                let positions: Vec<usize> = waiting.iter().map(|(i, _)| *i as usize).collect();
+                let waits = positions.iter().zip(&self.tile_shapes);
+                latent.len() == self.grid.len()
+                    && bands.len() <= tiling.rows()
+                    && self.tail_shapes == tiling.tails(bands.len(), factor)
+                    && tails.len() == self.tail_shapes.len()
+                    && positions.is_sorted_by(|a, b| a < b)
+                    && waits.into_iter().all(|(&i, &shape)| tiling.result_shape(i, factor) == Some(shape))
             }
         }
     }
@@ -301,7 +368,6 @@ impl Parts {
     fn put(&mut self, place: Place, bytes: Vec<u8>) -> Option<()> {
         let shaped = |window: Window| blobs::values(&[self.channels, window.height, window.width], &bytes);
         match place {
-            Place::Conditioning => return None,
             Place::Guide(i) | Place::Latent(i) => {
                 let window = self.grid.window(i);
                 let block = shaped(window)?;
@@ -309,6 +375,7 @@ impl Parts {
             }
             Place::Now(i) => drop(self.now.insert(i, Arc::new(shaped(self.blocks[i].1)?))),
             Place::Before(i) => drop(self.before.insert(i, Arc::new(shaped(self.blocks[i].1)?))),
+            Place::Band(i) if bytes.len() != self.band_bytes.get(i).copied()? => return None,
             Place::Band(i) => drop(self.bands.insert(i, Arc::new(bytes))),
             Place::Tail(i) => drop(self.tails.insert(i, blobs::values(&self.tail_shapes[i], &bytes)?)),
             Place::Waiting(i) => {

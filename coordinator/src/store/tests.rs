@@ -16,7 +16,8 @@ fn stores() -> (tempfile::TempDir, Vec<RenderStore>) {
 
 fn record(id: &str, order: u64) -> RenderRecord {
     let request = RenderRequest { prompt: "a fox".into(), seed: 7, ..RenderRequest::default() };
-    RenderRecord { version: VERSION, id: id.into(), order, request, priority: 3, picture: None, plan: None }
+    let (picture, plan, nonce) = (None, None, String::new());
+    RenderRecord { version: VERSION, id: id.into(), nonce, order, request, priority: 3, picture, plan }
 }
 
 #[tokio::test]
@@ -25,6 +26,8 @@ async fn renders_come_back_in_the_order_they_were_submitted() {
     for store in stores {
         store.create_render(&record("b", 1), &RequestInputs::default()).await.unwrap();
         store.create_render(&record("a", 2), &RequestInputs::default()).await.unwrap();
+        // The same again is an answer that was lost.
+        store.create_render(&record("b", 1), &RequestInputs::default()).await.unwrap();
         let twice = store.create_render(&record("b", 3), &RequestInputs::default()).await.unwrap_err();
         assert!(matches!(twice, StoreError::Taken(id) if id == "b"));
         let state = StateRecord { state: StoredState::Paused, ..StateRecord::queued(5) };

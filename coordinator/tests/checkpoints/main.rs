@@ -146,14 +146,17 @@ fn a_signal_leaves_a_last_checkpoint_and_says_how_to_go_on() {
     let mut words = String::new();
     std::io::Read::read_to_string(child.0.stderr.as_mut().unwrap(), &mut words).unwrap();
     let command = words.split('`').nth(1).unwrap_or_else(|| panic!("no command in {words}"));
-    assert_eq!(command, "gigasmith resume one -o a.png --save-latents a.safetensors", "{words}");
+    assert_eq!(
+        command, "gigasmith resume one -o a.png --save-latents a.safetensors --checkpoint-every 1h",
+        "{words}"
+    );
     let left = listed(folder, "one");
     assert_eq!(
         (&left["state"], &left["resumable"], &left["stage"]),
         (&"begun".into(), &true.into(), &2.into())
     );
     assert!(left["patches_done"].as_u64() > Some(0), "{left:#}");
-    let args: Vec<&str> = command.split(' ').skip(1).chain(["--model", SLOW]).collect();
+    let args: Vec<&str> = command.split(' ').skip(1).collect();
     let words = said(folder, &args, 0);
     assert!(words.contains("of them done"), "it goes on inside the stage: {words}");
     assert!(results(folder) == expected);
@@ -162,6 +165,25 @@ fn a_signal_leaves_a_last_checkpoint_and_says_how_to_go_on() {
     assert!(said(folder, &args, 0).contains("done already"));
     assert!(results(folder) == expected);
     assert!(said(folder, &["resume", "two"], 4).contains("gigasmith renders"));
+}
+
+#[test]
+fn what_was_begun_without_its_settings_is_held_to_what_was_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let expected = reference(folder, &settings("balanced", QUICK));
+    let begin = [&["render", "--name", "x"][..], &settings("balanced", SLOW), &kept(&[])].concat();
+    let mut child = spawn(folder, &begin);
+    until(folder, "x", |r| r["stage"].as_u64() >= Some(1));
+    child.signal("INT");
+    assert_eq!(child.end(), Some(130));
+    // As a crash between the two would leave it.
+    std::fs::remove_file(folder.join("gigasmith-store/renders/x/spec.json")).unwrap();
+    let other =
+        [&["render", "--name", "x", "--seed", "3"][..], &settings("balanced", SLOW), &kept(&[])].concat();
+    assert!(said(folder, &other, 2).contains("seed is 3, was 0"));
+    said(folder, &begin, 0);
+    assert!(results(folder) == expected);
 }
 
 #[test]
@@ -177,7 +199,7 @@ fn of_two_coordinators_the_newer_wins_and_the_older_says_so() {
     assert_eq!(older.end(), Some(8));
     let mut words = String::new();
     std::io::Read::read_to_string(older.0.stderr.as_mut().unwrap(), &mut words).unwrap();
-    assert!(words.contains("another coordinator has taken over both (epoch 2, process "), "{words}");
+    assert!(words.contains("another coordinator has taken over render both (epoch 2, process "), "{words}");
     assert!(results(folder) == expected);
 }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gigasmith_coordinator::farm::Lane;
-use gigasmith_coordinator::render::{Course, RenderError, RenderInputs, Rendered, render_from};
+use gigasmith_coordinator::render::{Course, Progress, RenderError, RenderInputs, Rendered, render_from};
 use gigasmith_coordinator::request::{RenderRequest, RequestInputs};
 use gigasmith_coordinator::spec::RenderSpec;
 use gigasmith_coordinator::store::{
     Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Owner, RenderStore, StoreError, Tally,
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) fn owner(name: &str) -> Owner {
@@ -24,7 +25,6 @@ pub(crate) async fn add(store: &RenderStore, id: &str, order: u64) -> Result<(),
 }
 
 /// How an attempt ended.
-#[derive(Debug)]
 pub(crate) enum Attempt {
     Done(Box<Rendered>, Claim),
     /// Told to stop; how its last checkpoint went.
@@ -33,6 +33,42 @@ pub(crate) enum Attempt {
     Store(StoreError),
     Render(RenderError),
 }
+
+impl std::fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            // Not its pixels.
+            Self::Done(_, claim) => write!(f, "done in epoch {}", claim.epoch),
+            Self::Stopped(closed) => write!(f, "stopped: {closed:?}"),
+            Self::Store(error) => write!(f, "{error}"),
+            Self::Render(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+/// Stops a render after so many patches, and tells when it has done some.
+struct Watch {
+    stop: CancellationToken,
+    left: usize,
+    some: Arc<Notify>,
+    seen: usize,
+}
+
+impl Progress for Watch {
+    fn patches(&mut self, _: usize) {
+        self.seen += 1;
+        if self.seen == SOME {
+            self.some.notify_one();
+        }
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            self.stop.cancel();
+        }
+    }
+}
+
+/// Patches after which a render is well under way.
+const SOME: usize = 10;
 
 /// What an attempt is given.
 pub(crate) struct Given {
@@ -43,6 +79,10 @@ pub(crate) struct Given {
     pub(crate) owner: Owner,
     pub(crate) options: KeepOptions,
     pub(crate) stop: CancellationToken,
+    /// Stops itself after so many patches.
+    pub(crate) stop_after: usize,
+    /// Told when it is well under way.
+    pub(crate) some: Arc<Notify>,
 }
 
 impl Given {
@@ -55,7 +95,7 @@ impl Given {
     }
 
     async fn run(&self) -> Result<(Attempt, Tally), StoreError> {
-        let Self { store, lane, spec, id, owner, options, stop } = self;
+        let Self { store, lane, spec, id, owner, options, stop, stop_after, some } = self;
         let claim = patiently(|| store.claim(id, owner)).await?;
         let restored = patiently(|| store.restore(id, spec, lane.model())).await?;
         let stop = stop.child_token();
@@ -68,7 +108,7 @@ impl Given {
             options: *options,
             stop: stop.clone(),
         });
-        let mut progress = ();
+        let mut progress = Watch { stop: stop.clone(), left: *stop_after, some: some.clone(), seen: 0 };
         let mut course = Course::new(&mut progress, &mut keeper, stop);
         let inputs = RenderInputs::default();
         let rendered = render_from(lane.clone(), spec, inputs, restored.resumed, &mut course).await;

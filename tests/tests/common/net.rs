@@ -56,7 +56,7 @@ impl Coordinator {
         let farm = Farm::start(FarmOptions { examines: true });
         let store = store::open("memory:///").expect("memory is there");
         let owner = Owner { incarnation: "a test".into(), name: "a test".into() };
-        let options = JobsOptions { active: 2, keep: KeepOptions::default(), owner };
+        let options = JobsOptions { active: 2, keep: KeepOptions::default(), owner, claim: None };
         let jobs = Jobs::open(farm.clone(), store, options).await.expect("an empty store opens");
         let routes = control::routes(farm.clone(), jobs.clone(), Gate::new(None)).await;
         let incoming = doorman::incoming(listener, places);
