@@ -134,6 +134,7 @@ async fn conformance(place: Place) {
         taken_over(&place, &farm, plan, &undisturbed).await;
         damaged(&place, &farm, plan, &undisturbed).await;
     }
+    outdated(&place, &farm).await;
     removed(&place, &farm).await;
     results(&place).await;
     farm.stop().await;
@@ -234,6 +235,29 @@ async fn taken_over(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// From the moment that somebody newer has it, an older coordinator writes no manifest any more.
+async fn outdated(place: &Place, farm: &EmbeddedFarm) {
+    let id = "outdated";
+    add(&place.store(), id, 1).await.expect("the id is free");
+    let mut older = given(place, lane_of(farm).await, PlanKind::Balanced, id, "the older");
+    older.options.every = Duration::from_secs(3600);
+    older.stop_after = 60;
+    let some = older.some.clone();
+    let older = tokio::spawn(async move { older.attempt().await.0 });
+    some.notified().await;
+    let newer = place.store().claim(id, &owner("the newer")).await.expect("the store is there");
+    // What was on its way is there now, or never will be.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let before = place.names(&format!("{id}/checkpoints")).await;
+    match older.await.expect("no panic") {
+        Attempt::Stopped(Closed::Lost(StoreError::Superseded { epoch, .. })) => {
+            assert_eq!(epoch, newer.epoch)
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(place.names(&format!("{id}/checkpoints")).await, before);
 }
 
 /// Runs a render until it has checkpoints of the last stage, and leaves it.
