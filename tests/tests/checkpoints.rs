@@ -253,7 +253,7 @@ async fn outdated(place: &Place, farm: &EmbeddedFarm) {
     let before = place.names(&format!("{id}/checkpoints")).await;
     match older.await.expect("no panic") {
         Attempt::Stopped(Closed::Lost(StoreError::Superseded { epoch, .. })) => {
-            assert_eq!(epoch, newer.epoch)
+            assert_eq!(epoch, newer.epoch);
         }
         other => panic!("{other:?}"),
     }
@@ -313,7 +313,8 @@ async fn damaged(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected: &
     let (attempt, _) = given(place, lane_of(farm).await, plan, &id, "the mender").attempt().await;
     let Attempt::Done(rendered, _) = attempt else { panic!("{attempt:?}") };
     assert_same(&rendered, expected, &id);
-    // Nothing but damage: from the beginning.
+    // Nothing but damage: from the beginning. (What its keeper was writing is there by now.)
+    tokio::time::sleep(Duration::from_millis(100)).await;
     for path in place.names(&format!("{id}/checkpoints")).await {
         place.objects.put(&path, b"{}".to_vec().into()).await.unwrap();
     }

@@ -298,8 +298,11 @@ impl Keeping {
             let kept = self.unless_stopped(self.keep_result(taken, outputs)).await;
             match (written, kept) {
                 (_, Err(superseded @ Failure::Superseded(_))) => return Err(superseded),
-                (Ok(()), Ok(())) => return Ok(()),
-                (Err(error), Ok(())) => {
+                (written, Ok(())) => {
+                    // Nobody will go on from its checkpoints.
+                    drop(keeper);
+                    self.discard(taken).await;
+                    let Err(error) = written else { return Ok(()) };
                     return Err(Failure::output(format!(
                         "{error}; nothing is lost, the store has it: `{}` with a place to write to",
                         self.command("resume", id)
@@ -423,7 +426,7 @@ impl Keeping {
         command + &self.flags
     }
 
-    /// Stores what a render made, then that it is done; then its checkpoints are of no use.
+    /// Stores what a render made, then that it is done.
     async fn keep_result(&self, taken: &TakenUp, outputs: &Outputs) -> Result<(), Failure> {
         let (id, claim) = (taken.record.id.as_str(), &taken.claim);
         let keep = async {
@@ -433,11 +436,10 @@ impl Keeping {
             let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(taken.record.priority) };
             self.store.set_state(id, &done).await
         };
-        keep.await.map_err(|e| self.failure(e))?;
-        self.discard(taken).await;
-        Ok(())
+        keep.await.map_err(|e| self.failure(e))
     }
 
+    /// Removes the checkpoints of a render that is done.
     async fn discard(&self, taken: &TakenUp) {
         let id = &taken.record.id;
         if let Err(error) = self.store.discard_checkpoints(id, &taken.claim).await {
