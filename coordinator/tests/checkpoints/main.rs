@@ -308,6 +308,20 @@ fn the_newer_of_two_farms_on_one_store_wins() {
     assert!(older.results(&id) == expected);
 }
 
+#[test]
+fn a_second_coordinator_on_a_store_ends_the_first_and_goes_on() {
+    let mut older = Coordinator::start(&["--checkpoint-every", "50ms"]);
+    let expected = reference(older.folder.path(), &settings("paper", QUICK));
+    let _worker = older.worker(SLOW, "old");
+    let id = older.told(&[&["submit", "-q"][..], &settings("paper", QUICK)].concat());
+    older.until(&["status", &id], |s| s["stage"].as_u64() >= Some(1));
+    let newer = older.beside();
+    let _other = newer.worker(QUICK, "new");
+    assert_eq!(older.end(), Some(8));
+    newer.until_done(&id);
+    assert!(newer.results(&id) == expected);
+}
+
 /// S3 with what can be wrong about it.
 mod on_s3 {
     use super::*;

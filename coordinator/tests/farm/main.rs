@@ -2,6 +2,7 @@
 //! the latents are those of one embedded worker, to the byte.
 #![cfg(unix)]
 
+#[allow(dead_code)]
 mod process;
 
 use std::io::{BufReader, Read};

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// No step of a test takes longer, even on a busy machine.
@@ -53,7 +54,7 @@ pub(crate) fn program() -> Command {
 /// A coordinator with its store in a folder of its own.
 #[derive(Debug)]
 pub(crate) struct Coordinator {
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) folder: Arc<tempfile::TempDir>,
     pub(crate) url: String,
     args: Vec<String>,
     process: Option<Running>,
@@ -61,8 +62,16 @@ pub(crate) struct Coordinator {
 
 impl Coordinator {
     pub(crate) fn start(args: &[&str]) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = Arc::new(tempfile::tempdir().expect("a folder"));
         let args = args.iter().map(|a| (*a).to_owned()).collect();
+        let mut coordinator = Self { folder, url: String::new(), args, process: None };
+        coordinator.serve("127.0.0.1:0");
+        coordinator
+    }
+
+    /// Another coordinator on the same store, at an address of its own.
+    pub(crate) fn beside(&self) -> Self {
+        let (folder, args) = (self.folder.clone(), self.args.clone());
         let mut coordinator = Self { folder, url: String::new(), args, process: None };
         coordinator.serve("127.0.0.1:0");
         coordinator
@@ -94,6 +103,11 @@ impl Coordinator {
         let mut process = self.process.take().expect("it runs");
         process.signal("TERM");
         process.end()
+    }
+
+    /// Waits for it to end by itself.
+    pub(crate) fn end(&mut self) -> Option<i32> {
+        self.process.take().expect("it runs").end()
     }
 
     /// Starts again at the same address, on the same store.
