@@ -310,7 +310,9 @@ impl Render<'_> {
     ) -> Result<Array, RenderError> {
         let ((done, patches), size) = (run.progress(), self.size(stage));
         let total = self.spec.upscales.len() as u32 + 1;
-        course.progress.stage(StageBegin { stage, total, size, patches, done });
+        if done < patches {
+            course.progress.stage(StageBegin { stage, total, size, patches, done });
+        }
         self.sampling.run_stage(stage, size, run, &mut (), course).await
     }
 

@@ -81,7 +81,7 @@ const PARTS_AT_A_TIME: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The store itself.
-    #[error("the store failed at {path}: {source}")]
+    #[error("the store failed at {path}: {source}{}", remedy(source))]
     Store {
         /// Which object.
         path: String,
@@ -122,6 +122,31 @@ pub enum StoreError {
         /// Both versions.
         reason: String,
     },
+}
+
+/// What to do about a failure of the store; empty when nothing comes to mind.
+fn remedy(error: &object_store::Error) -> &'static str {
+    let said = error.to_string();
+    let says = |words: &[&str]| words.iter().any(|w| said.contains(w));
+    match () {
+        // Where a cloud's machines ask for theirs.
+        () if says(&["169.254.169.254", "metadata.google.internal"]) && says(&["GCS"]) => {
+            "; no credentials were found: set GOOGLE_APPLICATION_CREDENTIALS"
+        }
+        () if says(&["169.254.169.254"]) && says(&["Azure"]) => {
+            "; no credentials were found: set AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN"
+        }
+        () if says(&["169.254.169.254"]) => {
+            "; no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        }
+        () if says(&["ExpiredToken"]) => "; the credentials have expired: renew them",
+        () if says(&["NoSuchBucket", "ContainerNotFound"]) => "; make the bucket, or mend the URL",
+        () if says(&["SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied"]) => {
+            "; the credentials are wrong, or may not do that"
+        }
+        () if says(&["No space left"]) => "; make room there",
+        () => "",
+    }
 }
 
 /// A render that is to be stored.

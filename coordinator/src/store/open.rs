@@ -55,7 +55,12 @@ pub fn open(text: &str) -> Result<RenderStore, StoreUrlError> {
     // A part of 8 MB on a slow line; a variable of one's own wins.
     let options = std::iter::once(("timeout".to_owned(), REQUEST.to_owned())).chain(variables);
     let built = build(&scheme, url.as_str(), options.collect());
-    let objects = built.map_err(|e| fail(format!("{e}; {KINDS}")))?;
+    let objects = built.map_err(|e| match e.to_string() {
+        text if text.contains("Account must be specified") => {
+            fail(format!("{text}: set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY"))
+        }
+        text => fail(format!("{text}; {KINDS}")),
+    })?;
     let (_, root) = ObjectStoreScheme::parse(&url).map_err(|e| fail(e.to_string()))?;
     Ok(RenderStore::new(objects, root))
 }

@@ -375,7 +375,7 @@ mod on_s3 {
         server.expire(false);
         let (code, words) = tokio::task::spawn_blocking(|| ended(child)).await.unwrap();
         assert_eq!(code, Some(0), "{words}");
-        assert!(words.contains("checkpoints are late") && words.contains("expired"), "{words}");
+        assert!(words.contains("checkpoints are late") && words.contains("expired: renew them"), "{words}");
         assert!(words.contains("on time again"), "{words}");
         assert!(results(folder) == expected);
     }
@@ -395,8 +395,9 @@ mod on_s3 {
             words.iter().for_each(|w| assert!(said.contains(w), "`{w}` is missing in: {said}"));
         };
         tokio::task::block_in_place(|| {
-            refused("s3://wrong", &[], &["s3://wrong", "NoSuchBucket"]);
-            refused("s3://renders", &[("AWS_SECRET_ACCESS_KEY", "no")], &["SignatureDoesNotMatch"]);
+            refused("s3://wrong", &[], &["s3://wrong", "make the bucket"]);
+            let wrong = [("AWS_SECRET_ACCESS_KEY", "no")];
+            refused("s3://renders", &wrong, &["SignatureDoesNotMatch", "credentials are wrong"]);
             let unreachable = [("AWS_ENDPOINT", "http://127.0.0.1:1")];
             refused("s3://renders", &unreachable, &["s3://renders", "error sending request"]);
         });
