@@ -50,6 +50,14 @@ pub struct Rules {
     pub precedence: &'static [Precedence],
     /// For a program without subcommands: the table that is its own.
     pub own_table: Option<&'static str>,
+    /// Commands, and flags of theirs that only the command line and the command's own table set: where another
+    /// command's flag of that name means something else.
+    pub own_flags: &'static [(&'static str, &'static [&'static str])],
+}
+
+impl Rules {
+    /// No rules.
+    pub const EMPTY: Self = Self { precedence: &[], own_table: None, own_flags: &[] };
 }
 
 /// Finds the settings file that the arguments or the environment name, or the one in the working folder,
@@ -79,7 +87,8 @@ pub fn apply(command: Command, args: &[OsString], rules: &Rules) -> Result<Comma
         .filter(|p| p.typed.iter().any(|flag| is_typed(flag)))
         .flat_map(|p| p.alone.iter().copied())
         .collect();
-    with_defaults(command, &table, &[], &excluded).map_err(|reason| SettingsError { path, reason })
+    with_defaults(command, &table, &[], &excluded, rules.own_flags)
+        .map_err(|reason| SettingsError { path, reason })
 }
 
 /// A shared file as a program without subcommands reads it: its own table, and those outer keys that it
@@ -153,7 +162,10 @@ fn with_defaults(
     table: &Table,
     outer: &[&Table],
     excluded: &[&str],
+    own_flags: &[(&str, &[&str])],
 ) -> Result<Command, String> {
+    let name = command.get_name().to_owned();
+    let is_own = |flag: &str| own_flags.iter().any(|(c, flags)| *c == name && flags.contains(&flag));
     let scopes: Vec<&Table> = std::iter::once(table).chain(outer.iter().copied()).collect();
     let mut problem = None;
     let mut command = command.mut_args(|arg| {
@@ -173,8 +185,10 @@ fn with_defaults(
         let arg = match std::env::var_os(&variable) {
             // Set to nothing, as compose does, is not set.
             Some(value) if value.is_empty() => arg,
+            _ if is_own(&long) => arg,
             _ => arg.env(variable).hide_env(true),
         };
+        let scopes = if is_own(&long) { &scopes[..1] } else { &scopes[..] };
         let found = scopes.iter().find_map(|t| t.get(&long).filter(|v| !v.is_table()));
         match found.map(|value| plain(&long, value)) {
             None => arg,
@@ -194,7 +208,7 @@ fn with_defaults(
         let below = table.get(&name).and_then(Value::as_table).unwrap_or(&empty);
         let mut failed = None;
         command = command.mut_subcommand(name, |sub| {
-            with_defaults(sub.clone(), below, &scopes, excluded).unwrap_or_else(|reason| {
+            with_defaults(sub.clone(), below, &scopes, excluded, own_flags).unwrap_or_else(|reason| {
                 failed = Some(reason);
                 sub
             })
@@ -235,6 +249,7 @@ mod tests {
             Command::new("paint")
                 .arg(flag("test-colour").default_value("grey"))
                 .arg(flag("test-sizes").value_delimiter(',').action(ArgAction::Append))
+                .arg(flag("test-own").default_value("none"))
                 .arg(flag("test-loud").action(ArgAction::SetTrue)),
         )
     }
@@ -242,7 +257,7 @@ mod tests {
     fn paint(toml: &str, args: &[&str]) -> Result<(String, Vec<String>, bool), String> {
         let table: Table = toml.parse().unwrap();
         check(&command(), &table)?;
-        let command = with_defaults(command(), &table, &[], &[])?;
+        let command = with_defaults(command(), &table, &[], &[], &[("paint", &["test-own"])])?;
         let matches = command.try_get_matches_from(["app", "paint"].iter().chain(args)).unwrap();
         let (_, paint) = matches.subcommand().unwrap();
         let sizes = paint.get_many::<String>("test-sizes").unwrap_or_default().cloned().collect();
@@ -262,6 +277,18 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_of_a_commands_own_is_not_set_from_outside() {
+        let own = |toml: &str| {
+            let table: Table = toml.parse().unwrap();
+            let command = with_defaults(command(), &table, &[], &[], &[("paint", &["test-own"])]).unwrap();
+            let matches = command.try_get_matches_from(["app", "paint"]).unwrap();
+            matches.subcommand().unwrap().1.get_one::<String>("test-own").unwrap().clone()
+        };
+        assert_eq!(own("test-own = 'outer'"), "none");
+        assert_eq!(own("test-own = 'outer'\n[paint]\ntest-own = 'inner'"), "inner");
+    }
+
+    #[test]
     fn unknown_keys_and_tables_are_named() {
         let error = |toml: &str| paint(toml, &[]).unwrap_err();
         assert!(error("colr = 1").contains("`colr` is no setting"));
@@ -274,7 +301,7 @@ mod tests {
     fn a_typed_flag_excludes_the_settings_it_contradicts() {
         const RULES: Rules = Rules {
             precedence: &[Precedence { typed: &["test-loud"], alone: &["test-sizes"] }],
-            own_table: None,
+            ..Rules::EMPTY
         };
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("s.toml");

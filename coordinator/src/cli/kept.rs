@@ -37,7 +37,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How checkpoints are kept.
 #[derive(Debug, Clone, Args)]
 pub(super) struct KeepArgs {
-    /// Between two checkpoints, for example 30s or 5m.
+    /// Between two checkpoints of a render that has a store, for example 30s or 5m.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval)]
     checkpoint_every: Duration,
     /// Newest checkpoints of a render that are kept, at least 2. When it is done, all of them go.
@@ -267,12 +267,15 @@ impl Keeping {
         let started = Instant::now();
         let id = taken.record.id.clone();
         if taken.state == StoredState::Done {
-            self.fetch(&taken, &files).await?;
             // A crash may have left them.
             self.discard(&taken).await;
-            display.say(&format!("wrote {} (render {id} was done already)", files.output.display()));
-            return Ok(());
+            return self.fetch(&taken.record.id, &taken.spec, &files, display).await;
         }
+        display.say(&format!(
+            "render {id} in {}: `{}` goes on with it",
+            self.url,
+            self.command("resume", &id)
+        ));
         let (outputs, keeper) = self.render(&taken, &files, (embedded, lane), display).await?;
         display.phase("writing");
         self.hand_over(&taken, &files, &outputs, display, keeper).await?;
@@ -307,6 +310,15 @@ impl Keeping {
                         "{error}; nothing is lost, the store has it: `{}` with a place to write to",
                         self.command("resume", id)
                     )));
+                }
+                (Ok(()), Err(Failure::Interrupted)) => {
+                    return Err(Failure::Left(format!(
+                        "interrupted: {} is written, but the store does not have it yet: `{resume}` keeps it",
+                        files.output.display()
+                    )));
+                }
+                (Err(_), Err(Failure::Interrupted)) => {
+                    return Err(self.left(keeper, Failure::Interrupted, &resume).await);
                 }
                 (Ok(()), Err(error)) => {
                     display.warn(&format!(
@@ -448,8 +460,14 @@ impl Keeping {
     }
 
     /// Writes the results of a finished render.
-    async fn fetch(&self, taken: &TakenUp, files: &FileArgs) -> Result<(), Failure> {
-        let stages = taken.spec.upscales.len() as u32;
+    pub(super) async fn fetch(
+        &self,
+        id: &str,
+        spec: &RenderSpec,
+        files: &FileArgs,
+        display: &mut Display,
+    ) -> Result<(), Failure> {
+        let stages = spec.upscales.len() as u32;
         let named = [
             (Part::Picture, Some(&files.output)),
             (Part::Latents, files.save_latents.as_ref()),
@@ -457,7 +475,6 @@ impl Keeping {
         ];
         for (part, path) in named {
             let Some(path) = path else { continue };
-            let id = &taken.record.id;
             let found = self.store.result(id, part, stages).await.map_err(|e| self.failure(e))?;
             let mut found = found.ok_or_else(|| match part {
                 Part::Latents => no_latents(),
@@ -465,12 +482,27 @@ impl Keeping {
             })?;
             let mut bytes = Vec::new();
             while let Some(piece) = found.bytes.next().await {
-                let source = |e| StoreError::Store { path: id.clone(), source: e };
+                let source = |e| StoreError::Store { path: id.to_owned(), source: e };
                 bytes.extend_from_slice(&piece.map_err(|e| self.failure(source(e)))?);
             }
             write_atomically(path, |file| file.write_all(&bytes))?;
         }
+        display.say(&format!("wrote {} (render {id} was done already)", files.output.display()));
         Ok(())
+    }
+}
+
+/// Opens a store that is there: looking makes none.
+pub(super) fn open_existing(url: &str) -> Result<RenderStore, Failure> {
+    let folder = match url.strip_prefix("file://") {
+        Some(path) => Some(path),
+        None => (!url.contains("://")).then_some(url),
+    };
+    match folder.filter(|folder| !Path::new(folder).is_dir()) {
+        Some(folder) => {
+            Err(Failure::Input(format!("there is no store in the folder {folder}: pass --store")))
+        }
+        None => store::open(url).map_err(Failure::output),
     }
 }
 

@@ -98,6 +98,8 @@ const RULES: Rules = Rules {
         Precedence { typed: &["from"], alone: settings::OF_A_PICTURE },
     ],
     own_table: None,
+    // `serve` has a store and a worker a name: neither says that pictures made here are to be kept there.
+    own_flags: &[("render", &["store", "name"])],
 };
 
 impl Cli {

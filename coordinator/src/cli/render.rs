@@ -30,11 +30,12 @@ pub(super) struct RenderArgs {
     #[command(flatten)]
     files: FileArgs,
     /// Keep checkpoints in this store, so that the render can go on after whatever stops it: a folder, file://,
-    /// s3://, gs:// or az://.
+    /// s3://, gs:// or az://. Only typed, or from the table [render].
     #[arg(long, value_name = "URL")]
     store: Option<String>,
     /// The render's id in the store, gigasmith-store unless --store says otherwise. If it is there and
-    /// unfinished, it goes on. Several seeds make several renders, NAME-SEED.
+    /// unfinished, it goes on; without a name it is a new one every time. Several seeds make several renders,
+    /// NAME-SEED. Only typed, or from the table [render].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]

@@ -5,28 +5,21 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 
 use super::failure::Failure;
-use super::kept::DEFAULT_STORE;
+use super::kept::{DEFAULT_STORE, open_existing};
 use super::{print, tell};
-use crate::store::{self, Inventory, RenderStore, Standing, StoreError, StoredState};
+use crate::store::{Inventory, Standing, StoreError, StoredState};
 
 /// Arguments of `gigasmith renders`.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct RendersArgs {
-    #[command(flatten)]
-    place: PlaceArgs,
+    /// The store: a folder, file://, s3://, gs:// or az://.
+    #[arg(long, value_name = "URL", default_value = DEFAULT_STORE, global = true)]
+    store: String,
     /// Print JSON.
     #[arg(long)]
     json: bool,
     #[command(subcommand)]
     action: Option<Action>,
-}
-
-#[derive(Debug, Args)]
-struct PlaceArgs {
-    /// The store: a folder, file://, s3://, gs:// or az://.
-    #[arg(long, value_name = "URL", default_value = DEFAULT_STORE)]
-    store: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -36,29 +29,19 @@ enum Action {
         /// The renders.
         #[arg(required = true)]
         ids: Vec<String>,
-        #[command(flatten)]
-        place: PlaceArgs,
     },
 }
 
 /// Lists or removes.
 pub(super) async fn run(args: RendersArgs) -> Result<(), Failure> {
     match args.action {
-        Some(Action::Rm { ids, place }) => remove(&place.store, &ids).await,
-        None => list(&args.place.store, args.json).await,
+        Some(Action::Rm { ids }) => remove(&args.store, &ids).await,
+        None => list(&args.store, args.json).await,
     }
-}
-
-fn open(url: &str) -> Result<RenderStore, Failure> {
-    // Looking must not make one.
-    if !url.contains("://") && !std::path::Path::new(url).is_dir() {
-        return Err(Failure::Input(format!("there is no store in the folder {url}: pass --store")));
-    }
-    store::open(url).map_err(Failure::output)
 }
 
 async fn remove(url: &str, ids: &[String]) -> Result<(), Failure> {
-    let store = open(url)?;
+    let store = open_existing(url)?;
     let fail = |e: StoreError| Failure::output(format!("the store {url} cannot be used: {e}"));
     let there = store.ids().await.map_err(fail)?;
     if let Some(id) = ids.iter().find(|id| !there.contains(id)) {
@@ -72,7 +55,7 @@ async fn remove(url: &str, ids: &[String]) -> Result<(), Failure> {
 }
 
 async fn list(url: &str, json: bool) -> Result<(), Failure> {
-    let store = open(url)?;
+    let store = open_existing(url)?;
     let fail = |e: StoreError| Failure::output(format!("the store {url} cannot be used: {e}"));
     let mut rows = Vec::new();
     for id in store.ids().await.map_err(fail)? {

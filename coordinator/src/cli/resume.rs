@@ -9,12 +9,13 @@ use gigasmith_worker::model::{DeviceChoice, ModelSource};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
-use super::kept::{DEFAULT_STORE, KeepArgs, Keeping, quoted};
+use super::kept::{DEFAULT_STORE, KeepArgs, Keeping, open_existing, quoted};
 use super::progress::Display;
 use super::render::FileArgs;
 use super::seeds::Seeds;
 use super::worker;
 use crate::spec::RenderSpec;
+use crate::store::StoredState;
 
 /// Arguments of `gigasmith resume`.
 #[derive(Debug, Args)]
@@ -36,8 +37,12 @@ pub(super) struct ResumeArgs {
     /// Where its model is, if the name that the render has for it means nothing here. It must be the same.
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
-    #[command(flatten)]
-    device: DeviceArgs,
+    /// Device: auto, cpu, cuda, cuda:N or metal; of the kind that the render was begun on unless given.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
+    /// Number format of the noise predictor: the one that the render was begun in unless given.
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    dtype: Option<DtypeArg>,
     #[command(flatten)]
     keep: KeepArgs,
     /// No progress.
@@ -48,7 +53,9 @@ pub(super) struct ResumeArgs {
 /// Goes on with a render to its end.
 pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(), Failure> {
     let model = args.model.as_ref().map(|m| format!(" --model {}", quoted(m)));
-    let flags = model.unwrap_or_default() + &worker::flags(&args.device);
+    let given = DeviceArgs { device: args.device.unwrap_or(DeviceChoice::Auto), dtype: args.dtype };
+    let flags = model.unwrap_or_default() + &worker::flags(&given);
+    open_existing(&args.store)?;
     let keeping = Keeping::open(&args.store, &args.keep, flags, stop)?;
     let stored = keeping.unless_stopped(keeping.read(&args.id)).await?;
     let files = FileArgs {
@@ -58,6 +65,10 @@ pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(),
     };
     files.check(&Seeds(vec![stored.record.request.seed]))?;
     let mut display = Display::new(args.quiet);
+    if let Some(spec) = stored.spec.as_ref().filter(|_| stored.state.state == StoredState::Done) {
+        // Needs no model.
+        return keeping.unless_stopped(keeping.fetch(&args.id, spec, &files, &mut display)).await;
+    }
     let prepare = async {
         keeping.probe().await?;
         let source = args.source(&stored.record.request.model)?;
@@ -94,11 +105,8 @@ impl ResumeArgs {
             Dtype::F16 => DtypeArg::F16,
             Dtype::Bf16 => DtypeArg::Bf16,
         });
-        let device = match (self.device.device, class) {
-            // A stand-in is of no kind that could be asked for.
-            (DeviceChoice::Auto, Some(class)) => class.backend.parse().unwrap_or(DeviceChoice::Auto),
-            (given, _) => given,
-        };
-        DeviceArgs { device, dtype: self.device.dtype.or(dtype) }
+        // A stand-in is of no kind that could be asked for.
+        let device = self.device.or_else(|| class?.backend.parse().ok());
+        DeviceArgs { device: device.unwrap_or(DeviceChoice::Auto), dtype: self.dtype.or(dtype) }
     }
 }

@@ -54,7 +54,7 @@ fn status(error: JobError) -> Status {
         JobError::Unknown(_) => Status::not_found(message),
         JobError::State { .. } => Status::failed_precondition(message),
         JobError::Request(_) | JobError::Name(_) => Status::invalid_argument(message),
-        JobError::Store(StoreError::Taken(_)) => Status::already_exists(message),
+        JobError::Store(StoreError::Taken(_) | StoreError::Remains(_)) => Status::already_exists(message),
         JobError::Store(StoreError::Damaged { .. } | StoreError::Version { .. }) => {
             Status::data_loss(message)
         }

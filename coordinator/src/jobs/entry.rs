@@ -106,6 +106,8 @@ impl Entry {
             // Said twice, or said again because it could not be stored.
             (JobChange::Cancel, RenderState::Cancelled) => {}
             (JobChange::Continue, RenderState::Failed) => {
+                // Somebody else may have had it since.
+                self.claim = None;
                 self.state = RenderState::Queued;
                 self.reason.clear();
             }
@@ -147,21 +149,28 @@ impl Entry {
             patches,
             phase: String::new(),
             rate: 0.0,
-            patches_left: patches - done + later,
+            patches_left: patches.saturating_sub(done) + later,
         };
     }
 
-    /// It was taken over by another coordinator: it rests here, and its stored state stays that one's.
-    pub(super) fn lose(&mut self, reason: String) {
+    /// Another coordinator has it, or it was removed: it rests here, and its stored state stays that one's.
+    /// `claim`: the right that was lost; one that was taken anew meanwhile stands. Returns the runner that
+    /// must be ended, if any.
+    pub(super) fn lose(&mut self, claim: Option<&Claim>, reason: String) -> Option<JoinHandle<()>> {
+        if self.claim.as_ref().map(|c| c.epoch) != claim.map(|c| c.epoch) {
+            return None;
+        }
+        let runner = self.runner.take();
         self.end(RenderState::Paused, reason);
         self.lost = true;
+        runner
     }
 
     /// So many of the stage's patches are done.
     pub(super) fn patches(&mut self, now: Instant, done: u64) {
         let before = self.progress.patches_done;
         self.progress.patches_done = done;
-        self.progress.patches_left = self.progress.patches_left.saturating_sub(done - before);
+        self.progress.patches_left = self.progress.patches_left.saturating_sub(done.saturating_sub(before));
         self.recent.push_back((now, done));
         while self.recent.len() > 2
             && self.recent.front().is_some_and(|(at, _)| (now - *at).as_secs_f64() > RATE_SECONDS)
@@ -171,7 +180,7 @@ impl Entry {
         if let Some(&(at, then)) = self.recent.front()
             && now > at
         {
-            self.progress.rate = (done - then) as f64 / (now - at).as_secs_f64();
+            self.progress.rate = done.saturating_sub(then) as f64 / (now - at).as_secs_f64();
         }
     }
 

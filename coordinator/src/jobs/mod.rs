@@ -234,7 +234,12 @@ impl Jobs {
                 Err(error) => tracing::warn!(id, %error, "a render is settled later"),
             }
         }
-        self.entries().insert(id.clone(), entry);
+        let removed = self.entries().insert(id.clone(), entry);
+        if let Some(runner) = removed.and_then(|mut entry| entry.runner.take()) {
+            // It works on a render of that name that was removed from the store.
+            runner.abort();
+            let _ = runner.await;
+        }
         self.0.changed.notify_one();
         tracing::info!(id, "a render was submitted");
         self.status(&id).await.ok_or(JobError::Unknown(id))
@@ -253,6 +258,8 @@ impl Jobs {
 
     /// Writes a render's state to the store. One writer at a time, so that the last state written is the
     /// last one.
+    /// Fails with `Superseded` or `Removed`, and gives the render up here, when somebody else decides what
+    /// becomes of it.
     async fn persist(&self, id: &str) -> Result<(), StoreError> {
         let Some(writing) = self.entries().get(id).map(|e| e.writing.clone()) else { return Ok(()) };
         let _one_at_a_time = writing.lock().await;
@@ -260,16 +267,15 @@ impl Jobs {
         else {
             return Ok(());
         };
-        // Somebody newer decides what becomes of it.
-        if let Some(claim) = claim.as_ref().or(self.0.options.claim.as_ref()) {
-            match self.0.store.check(claim).await {
-                Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) => {
-                    tracing::error!(id, error = %lost, "a state is not stored any more");
-                    self.update(id, |entry| entry.lose(lost.to_string()));
-                    return Ok(());
-                }
-                other => other?,
+        if let Some(right) = claim.as_ref().or(self.0.options.claim.as_ref()) {
+            let checked = self.0.store.check(right).await;
+            if let Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) = &checked {
+                tracing::error!(id, error = %lost, "a state is not stored any more");
+                let reason = lost.to_string();
+                let runner = self.update(id, |entry| entry.lose(claim.as_ref(), reason)).flatten();
+                runner.iter().for_each(tokio::task::JoinHandle::abort);
             }
+            checked?;
         }
         self.0.store.set_state(id, &record).await
     }
@@ -278,7 +284,7 @@ impl Jobs {
     async fn persist_surely(&self, id: &str) {
         for pause in [1, 5, 20].into_iter().chain(std::iter::repeat(60)) {
             match self.persist(id).await {
-                Ok(()) => return,
+                Ok(()) | Err(StoreError::Superseded { .. } | StoreError::Removed(_)) => return,
                 Err(error) => {
                     tracing::warn!(id, %error, retry_in = pause, "a state could not be stored");
                 }
@@ -345,7 +351,11 @@ impl Jobs {
         }
         self.tell_lane(id).await;
         drop(one_at_a_time);
-        if let Err(error) = self.persist(id).await {
+        let stored = self.persist(id).await;
+        if let Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) = stored {
+            return Err(lost.into());
+        }
+        if let Err(error) = stored {
             let (jobs, id) = (self.clone(), id.to_owned());
             tokio::spawn(async move { jobs.persist_surely(&id).await });
             return Err(JobError::NotStored(error));

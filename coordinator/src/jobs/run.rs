@@ -7,13 +7,15 @@ use gigasmith_proto::domain::{ModelDescription, RenderState};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::{Jobs, JobsOptions};
+use super::Jobs;
 use crate::farm::{Lane, LaneOptions, TaskError};
 use crate::render::{Course, Progress, RenderError, RenderInputs, StageBegin, render_from};
 use crate::request::given_plans;
 use crate::sampler::plan::{Geometry, Plan};
 use crate::spec::RenderSpec;
-use crate::store::{Claim, Closed, Keeper, KeeperStart, Outputs, Restored, StoreError, StoredState};
+use crate::store::{
+    Claim, Closed, Keeper, KeeperStart, Outputs, RenderRecord, Restored, StoreError, StoredState,
+};
 
 /// How long a last checkpoint may take when the coordinator ends.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
@@ -38,9 +40,10 @@ pub(super) async fn run(jobs: Jobs, id: String, spec: RenderSpec, model: Arc<Mod
         }
         // It is taken up again at the next start.
         Ok(Err(Ended::Closed)) => return,
-        Ok(Err(Ended::Lost(reason))) => {
+        Ok(Err(Ended::Lost(claim, reason))) => {
             tracing::error!(id, reason, "a render is given up here");
-            jobs.update(&id, |entry| entry.lose(reason));
+            // Our own runner ends by itself.
+            drop(jobs.update(&id, |entry| entry.lose(claim.as_ref(), reason)));
             jobs.0.changed.notify_one();
             return;
         }
@@ -76,8 +79,8 @@ pub(super) async fn discard(jobs: &Jobs, id: &str) {
 enum Ended {
     /// The coordinator ends.
     Closed,
-    /// Another coordinator has it, or it was removed.
-    Lost(String),
+    /// Another coordinator has it, or it was removed; the right that was lost.
+    Lost(Option<Claim>, String),
     Failed(String),
 }
 
@@ -93,7 +96,7 @@ impl From<RenderError> for Ended {
 impl From<StoreError> for Ended {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Superseded { .. } | StoreError::Removed(_) => Self::Lost(error.to_string()),
+            StoreError::Superseded { .. } | StoreError::Removed(_) => Self::Lost(None, error.to_string()),
             error => Self::Failed(error.to_string()),
         }
     }
@@ -105,14 +108,34 @@ async fn attempt(
     spec: &RenderSpec,
     model: Arc<ModelDescription>,
 ) -> Result<Claim, Ended> {
-    let (store, JobsOptions { keep, owner, .. }) = (&jobs.0.store, &jobs.0.options);
+    let (store, owner) = (&jobs.0.store, &jobs.0.options.owner);
     let record = jobs.entries().get(id).map(|e| e.record.clone()).ok_or(Ended::Closed)?;
+    // Before anything is written to what may be gone.
+    if patiently(jobs, id, || store.read(id)).await?.is_none() {
+        return Err(StoreError::Removed(format!("render {id}")).into());
+    }
     let claim = patiently(jobs, id, || store.claim(id, owner)).await?;
     jobs.update(id, |entry| entry.claim = Some(claim.clone()));
+    let claimed = attempt_claimed(jobs, id, (spec, model), (record, &claim)).await;
+    match claimed {
+        Err(Ended::Lost(_, reason)) => Err(Ended::Lost(Some(claim), reason)),
+        Err(other) => Err(other),
+        Ok(()) => Ok(claim),
+    }
+}
+
+/// The same with the right to write.
+async fn attempt_claimed(
+    jobs: &Jobs,
+    id: &str,
+    (spec, model): (&RenderSpec, Arc<ModelDescription>),
+    (record, claim): (RenderRecord, &Claim),
+) -> Result<(), Ended> {
+    let (store, keep) = (&jobs.0.store, &jobs.0.options.keep);
     match patiently(jobs, id, || store.read(id)).await? {
-        None => return Err(StoreError::Removed(id.to_owned()).into()),
+        None => return Err(StoreError::Removed(format!("render {id}")).into()),
         // Another coordinator has had it meanwhile.
-        Some(stored) if stored.state.state == StoredState::Done => return Ok(claim),
+        Some(stored) if stored.state.state == StoredState::Done => return Ok(()),
         Some(_) => {}
     }
     let Restored { resumed, found, damage } = patiently(jobs, id, || store.restore(id, spec, &model)).await?;
@@ -167,8 +190,7 @@ async fn attempt(
     let encoded = tokio::task::spawn_blocking(move || Outputs::encode(&rendered, &spec, patch_side)).await;
     let outputs = encoded.map_err(|e| e.to_string()).flatten();
     let outputs = outputs.map_err(|e| Ended::Failed(format!("writing the picture failed: {e}")))?;
-    patiently(jobs, id, || store.put_result(id, &claim, &outputs)).await?;
-    Ok(claim)
+    patiently(jobs, id, || store.put_result(id, claim, &outputs)).await
 }
 
 /// A task that ends with its owner.

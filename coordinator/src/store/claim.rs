@@ -6,6 +6,7 @@
 //! after its own is there; if so, it stops. Epochs have no gaps, so one look is enough, and no listing has
 //! to be up to date.
 
+use gigasmith_proto::domain::Identifier;
 use object_store::ObjectStore;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use super::{RenderStore, StoreError, json};
 struct EpochRecord {
     /// Format version, 1.
     version: u32,
-    /// Tells coordinators apart.
+    /// Tells claims apart, even those of one coordinator.
     incarnation: String,
     /// For people: where it runs.
     owner: String,
@@ -37,7 +38,7 @@ pub struct Owner {
 #[derive(Debug, Clone)]
 pub struct Claim {
     folder: Path,
-    owner: Owner,
+    incarnation: String,
     /// Its number; the first is 1.
     pub epoch: u64,
 }
@@ -68,15 +69,17 @@ impl RenderStore {
             let left = self.manifests(id).await?;
             epoch = left.iter().map(|name| name.epoch + 1).max().unwrap_or(0).max(epoch);
         }
-        let Owner { incarnation, name } = owner.clone();
-        let record = EpochRecord { version: 1, incarnation, owner: name };
+        let Identifier(random) = Identifier::random();
+        let random: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        let incarnation = format!("{}-{random}", owner.incarnation);
+        let record = EpochRecord { version: 1, incarnation: incarnation.clone(), owner: owner.name.clone() };
         loop {
             let path = object(&folder, epoch);
             let ours = self.create(&path, json(&record)).await?
                 // Somebody's, or ours, from an attempt whose answer was lost.
-                || self.epoch_record(&path).await?.is_some_and(|r| r.incarnation == owner.incarnation);
+                || self.epoch_record(&path).await?.is_some_and(|r| r.incarnation == incarnation);
             if ours {
-                return Ok(Claim { folder, owner: owner.clone(), epoch });
+                return Ok(Claim { folder, incarnation, epoch });
             }
             epoch += 1;
         }
@@ -108,7 +111,7 @@ impl RenderStore {
 
     /// Fails when somebody newer has taken over, or what was taken up is gone.
     pub async fn check(&self, claim: &Claim) -> Result<(), StoreError> {
-        let Claim { folder, owner, epoch } = claim;
+        let Claim { folder, incarnation, epoch } = claim;
         let what = || match folder.filename() {
             Some(id) if *folder != self.coordinator() => format!("render {id}"),
             _ => "the store".to_owned(),
@@ -117,7 +120,7 @@ impl RenderStore {
             return Err(StoreError::Superseded { what: what(), epoch: epoch + 1, owner: newer.owner });
         }
         match self.epoch_record(&object(folder, *epoch)).await? {
-            Some(record) if record.incarnation == owner.incarnation => Ok(()),
+            Some(record) if record.incarnation == *incarnation => Ok(()),
             Some(newer) => Err(StoreError::Superseded { what: what(), epoch: *epoch, owner: newer.owner }),
             None => Err(StoreError::Removed(what())),
         }

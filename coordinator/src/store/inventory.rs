@@ -10,6 +10,9 @@ use tokio_stream::StreamExt;
 use super::manifest::{BlobId, Manifest, ManifestName};
 use super::{RenderStore, StoreError, Stored};
 
+/// How long writes that were on their way are waited for, between looks.
+const AFTERMATH: Duration = Duration::from_millis(150);
+
 /// A render, as a listing of its objects shows it.
 #[derive(Debug, Clone)]
 pub struct Inventory {
@@ -114,10 +117,22 @@ impl RenderStore {
     /// Removes a render and everything of it. Whoever works on it notices and stops.
     pub async fn remove(&self, id: &str) -> Result<(), StoreError> {
         // From here on there is no such render, whatever happens to the rest.
-        self.delete(&self.path(id, "render.json")).await?;
+        for first in ["render.json", "spec.json", "state.json"] {
+            self.delete(&self.path(id, first)).await?;
+        }
         self.delete_below(&self.path(id, "epochs")).await?;
         self.delete_below(&self.path(id, "checkpoints")).await?;
-        self.delete_below(&self.root.clone().join("renders").join(id)).await?;
+        let all = self.root.clone().join("renders").join(id);
+        self.delete_below(&all).await?;
+        // What somebody was writing meanwhile, who notices soon.
+        for _ in 0..3 {
+            tokio::time::sleep(AFTERMATH).await;
+            if self.get(&self.path(id, "render.json")).await?.is_some() {
+                // Somebody has begun another of that name.
+                return Ok(());
+            }
+            self.delete_below(&all).await?;
+        }
         self.sweep_folder(id, "");
         Ok(())
     }

@@ -43,6 +43,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LATE: Duration = Duration::from_secs(30);
 /// One whose writing fails is late after this.
 const LATE_BY_FAILURE: Duration = Duration::from_secs(5);
+/// When it is to end: how soon to look again whether all is written, and how long garbage may take then.
+const SETTLING: Duration = Duration::from_millis(20);
+const COLLECTING: Duration = Duration::from_secs(3);
 /// Blobs younger than this are not swept, even if no manifest needs them: an older coordinator may still be
 /// about to write one that does.
 const SPARE: Duration = Duration::from_secs(3600);
@@ -135,6 +138,12 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
+
+    /// Whether every point that was given is written.
+    fn is_settled(&self) -> bool {
+        let state = self.state();
+        state.next.is_none() && state.busy.is_none()
+    }
 }
 
 /// A render's journal in the store.
@@ -179,14 +188,25 @@ impl Keeper {
     /// Waits until the newest point is in the store, for so long at most, and ends.
     pub async fn close(mut self, limit: Duration) -> Closed {
         self.closing.cancel();
-        let in_time = tokio::time::timeout(limit, &mut self.task).await;
+        let deadline = Instant::now() + limit;
+        let mut ended = None;
+        while ended.is_none() && Instant::now() < deadline && !self.shared.is_settled() {
+            ended = tokio::time::timeout(SETTLING, &mut self.task).await.ok();
+        }
+        if ended.is_none() && self.shared.is_settled() {
+            // It collects garbage: there is a moment for that.
+            ended = tokio::time::timeout(COLLECTING, &mut self.task).await.ok();
+        }
         self.task.abort();
+        let settled = self.shared.is_settled();
         let mut state = self.shared.state();
-        match (state.lost.take(), in_time) {
+        match (state.lost.take(), ended) {
             (Some(lost), _) => Closed::Lost(lost),
-            (None, Ok(Ok(()))) => Closed::Kept,
-            (None, Ok(Err(error))) => Closed::Late(format!("a bug in gigasmith, please report it: {error}")),
-            (None, Err(_)) => {
+            (None, Some(Err(error))) => {
+                Closed::Late(format!("a bug in gigasmith, please report it: {error}"))
+            }
+            (None, _) if settled => Closed::Kept,
+            (None, _) => {
                 let slow = || format!("the store did not take it within {} s", limit.as_secs());
                 Closed::Late(state.error.take().unwrap_or_else(slow))
             }
@@ -218,10 +238,10 @@ impl Journal for Keeper {
     }
 
     fn trouble(&self) -> Option<String> {
-        if self.task.is_finished() && !self.closing.is_cancelled() {
+        let state = self.shared.state();
+        if self.task.is_finished() && state.lost.is_none() && !self.closing.is_cancelled() {
             return Some("a bug in gigasmith, please report it: the keeper of checkpoints has ended".into());
         }
-        let state = self.shared.state();
         let since = state.busy?.elapsed();
         let late = since > LATE.max(self.shared.every);
         let seconds = since.as_secs();
@@ -362,7 +382,10 @@ impl Task {
             self.rest(pause, &mut draft).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        self.shared.state().error = None;
+        {
+            let mut state = self.shared.state();
+            (state.error, state.busy) = (None, None);
+        }
         self.collect().await
     }
 
@@ -466,6 +489,11 @@ impl Task {
         garbage.append(&mut self.doomed);
         let garbage: Vec<BlobId> = garbage.difference(&needed).copied().collect();
         for chunk in garbage.chunks(16) {
+            if self.closing.is_cancelled() && self.shared.state().next.is_some() {
+                // There is a newer point to write, and little time. The rest goes with the next collection.
+                self.doomed.extend(garbage);
+                return Ok(());
+            }
             self.look().await?;
             let mut deleting = tokio::task::JoinSet::new();
             for &blob in chunk {

@@ -99,10 +99,13 @@ pub enum StoreError {
     /// The id is another render's.
     #[error("there is a render `{0}` already: choose another name")]
     Taken(String),
-    /// Somebody newer has taken over.
+    /// A removal of a render of that id broke off.
     #[error(
-        "another coordinator has taken over {what} (epoch {epoch}, {owner}): this one stops, and nothing is lost"
+        "`{0}` was removed, but not all of it is gone: `gigasmith renders rm {0}` again, or choose another name"
     )]
+    Remains(String),
+    /// Somebody newer has taken over.
+    #[error("another coordinator has taken over {what} (epoch {epoch}, {owner}): this one stops")]
     Superseded {
         /// The render, or the store.
         what: String,
@@ -281,6 +284,12 @@ impl RenderStore {
             Some(_) => return Err(StoreError::Taken(id.to_owned())),
             None => {}
         }
+        // They would be taken for the new one's.
+        for remains in ["spec.json", "state.json"] {
+            if self.get(&self.path(id, remains)).await?.is_some() {
+                return Err(StoreError::Remains(id.to_owned()));
+            }
+        }
         // Under their own hashes: two submissions that reach for one id cannot mix.
         if let Some(picture) = &inputs.picture {
             self.write(&self.input_path(id, &hash_of(picture.rgb())), picture.rgb().to_vec()).await?;
@@ -321,7 +330,7 @@ impl RenderStore {
         for number in order..order + FREE_IDS {
             record.id = format!("r{number}");
             match self.create_render(&record, inputs).await {
-                Err(StoreError::Taken(_)) => {}
+                Err(StoreError::Taken(_) | StoreError::Remains(_)) => {}
                 Err(error) => return Err(error),
                 Ok(()) => return Ok(record),
             }

@@ -241,8 +241,13 @@ fn what_does_not_fit_is_refused_and_what_is_damaged_is_named() {
     // Removing.
     assert!(said(folder, &["renders", "rm", "x", "y"], 4).contains("`y`"));
     assert!(store.exists(), "nothing was removed");
-    assert!(said(folder, &["renders", "rm", "x"], 0).contains("removed x"));
+    assert!(said(folder, &["renders", "--store", "gigasmith-store", "rm", "x"], 0).contains("removed x"));
     assert!(!store.exists());
+    // What a removal that broke off would leave must not be taken for a new render's.
+    std::fs::create_dir_all(&store).unwrap();
+    std::fs::write(store.join("spec.json"), "{}").unwrap();
+    assert!(again(&[], 5).contains("not all of it is gone"));
+    said(folder, &["renders", "rm", "x"], 0);
     let mut child = spawn(folder, &[&["render", "--name", "x"][..], &slow, &kept(&[])].concat());
     until(folder, "x", |r| r["stage"].as_u64() >= Some(1));
     said(folder, &["renders", "rm", "x"], 0);
@@ -306,6 +311,40 @@ fn the_newer_of_two_farms_on_one_store_wins() {
     older.told(&["continue", &id]);
     older.until_done(&id);
     assert!(older.results(&id) == expected);
+}
+
+#[test]
+fn what_another_coordinator_has_is_left_alone() {
+    let farm = Coordinator::start(&["--checkpoint-every", "50ms"]);
+    let folder = farm.folder.path();
+    let _worker = farm.worker("synthetic:side=16,latency=60", "slow");
+    let slow = settings("balanced", QUICK);
+    let store = folder.join("store");
+    // Taken over by another, and cancelled on the farm before it has noticed.
+    farm.told(&[&["submit", "-q", "--name", "x"][..], &slow].concat());
+    farm.until(&["status", "x"], |s| s["patches_done"].as_u64() > Some(2));
+    let path = store.to_str().unwrap();
+    let mut resume =
+        spawn(folder, &[&["resume", "x", "--model", SLOW, "--store", path][..], &kept(&[])].concat());
+    let claimed = store.join("renders/x/epochs/00000002.json");
+    let started = Instant::now();
+    while !claimed.exists() {
+        assert!(started.elapsed() < process::PATIENCE, "it never takes over");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let cancelled = farm.ask(&["cancel", "x"]);
+    assert!(!cancelled.status.success(), "{}", String::from_utf8_lossy(&cancelled.stdout));
+    assert_eq!(resume.end(), Some(0), "nobody took its checkpoints away");
+    assert!(results(folder) == reference(folder, &slow));
+    // Removed from the store, and submitted again under its name with other settings.
+    farm.told(&[&["submit", "-q", "--name", "y"][..], &slow].concat());
+    farm.until(&["status", "y"], |s| s["patches_done"].as_u64() > Some(2));
+    said(folder, &["renders", "rm", "y", "--store", path], 0);
+    let other = settings("paper", QUICK);
+    farm.told(&[&["submit", "-q", "--name", "y"][..], &other].concat());
+    let _quick = farm.worker(QUICK, "quick");
+    farm.until_done("y");
+    assert!(farm.results("y") == reference(folder, &other));
 }
 
 #[test]

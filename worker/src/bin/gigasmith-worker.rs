@@ -19,7 +19,7 @@ struct Cli {
     worker: WorkerArgs,
 }
 
-const RULES: Rules = Rules { precedence: &[], own_table: Some("worker") };
+const RULES: Rules = Rules { own_table: Some("worker"), ..Rules::EMPTY };
 
 const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ and its name in capitals) or \
 from a TOML file.\n\nSIGTERM and Ctrl-C drain: the worker finishes what it has, then ends. Exit codes: 0 drained, \
