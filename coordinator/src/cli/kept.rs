@@ -271,11 +271,7 @@ impl Keeping {
             self.discard(&taken).await;
             return self.fetch(&taken.record.id, &taken.spec, &files, display).await;
         }
-        display.say(&format!(
-            "render {id} in {}: `{}` goes on with it",
-            self.url,
-            self.command("resume", &id)
-        ));
+        display.say(&format!("render {id} in {}: `{}` goes on with it", self.url, self.resume(&id, &files)));
         let (outputs, keeper) = self.render(&taken, &files, (embedded, lane), display).await?;
         display.phase("writing");
         self.hand_over(&taken, &files, &outputs, display, keeper).await?;
