@@ -11,25 +11,23 @@
 //! the render up. *The answer to a manifest's creation is lost*: it is there under its name with our bytes,
 //! or it is torn, and the next number is taken.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod draft;
+
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use gigasmith_proto::domain::{Array, Conditioning};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::blobs::{Blob, Known, conditioning_bytes};
+use super::blobs::Known;
 use super::claim::Claim;
-use super::manifest::{
-    ArrayRecord, BlobId, BlockRecord, CanvasRecord, Kept, MANIFEST_VERSION, Manifest, ManifestAt, superseded,
-};
+use super::manifest::{BlobId, Kept, MANIFEST_VERSION, Manifest, superseded};
 use super::{RenderStore, StoreError};
-use crate::render::{Journal, Point, PointAt, SavedDecoding};
-use crate::sampler::blocks::BlockGrid;
-use crate::sampler::stage::{SavedStage, StageRules};
+use crate::render::{Journal, Point};
+use draft::{Current, Draft, Slot};
 
 /// How often it is looked whether somebody newer has taken over, when no checkpoint is due sooner.
 const WATCH: Duration = Duration::from_secs(10);
@@ -255,57 +253,6 @@ impl Journal for Keeper {
     }
 }
 
-/// What a blob is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Slot {
-    Conditioning,
-    Guide(usize),
-    Now(usize),
-    Before(usize),
-    Latent(usize),
-    Band(usize),
-    Tail(usize),
-    Waiting(usize),
-}
-
-/// A point on its way into the store: what is still to be written, and what the manifest will say.
-struct Draft {
-    stage: u32,
-    kind: Kind,
-    left: Vec<(Slot, Blob)>,
-    ids: BTreeMap<Slot, BlobId>,
-    /// Versions of the blocks that are written.
-    versions: BTreeMap<usize, u64>,
-}
-
-enum Kind {
-    Sampling { canvas: CanvasRecord, plan: BlobId, patches: u32, committed: Vec<(u32, u32)> },
-    Decoding { canvas: CanvasRecord, tails: Vec<Shape>, waiting: Vec<(u32, Shape)> },
-}
-
-type Shape = [usize; 3];
-
-/// What is known of the stage whose points are kept.
-#[derive(Debug, Default)]
-struct Current {
-    stage: Option<u32>,
-    conditioning: Option<BlobId>,
-    plan: Option<BlobId>,
-    guide: BTreeMap<usize, BlobId>,
-    latent: BTreeMap<usize, BlobId>,
-    bands: BTreeMap<usize, BlobId>,
-    /// Version, values now, values before of each block.
-    blocks: BTreeMap<usize, (u64, BlobId, Option<BlobId>)>,
-}
-
-impl Current {
-    fn blobs(&self) -> BTreeSet<BlobId> {
-        let blocks = self.blocks.values().flat_map(|(_, now, before)| std::iter::once(*now).chain(*before));
-        let lists = self.guide.values().chain(self.latent.values()).chain(self.bands.values());
-        blocks.chain(lists.copied()).chain(self.conditioning).collect()
-    }
-}
-
 struct Task {
     shared: Arc<Shared>,
     closing: CancellationToken,
@@ -366,7 +313,7 @@ impl Task {
     /// Writes a point, or a newer one that comes meanwhile, however long it takes. Fails only when the right
     /// to write is lost.
     async fn keep_point(&mut self, point: Point) -> Result<(), StoreError> {
-        let mut draft = self.draft(point).await;
+        let mut draft = self.current.draft(point).await;
         let mut pause = FIRST_PAUSE.min(self.shared.every);
         loop {
             match self.attempt(&mut draft).await {
@@ -396,7 +343,7 @@ impl Task {
         loop {
             let newer = self.shared.state().next.take();
             if let Some(point) = newer {
-                *draft = self.draft(point).await;
+                *draft = self.current.draft(point).await;
             }
             let closing = self.closing.is_cancelled();
             let until = if closing { until.min(Instant::now() + FIRST_PAUSE) } else { until };
@@ -413,33 +360,12 @@ impl Task {
         self.shared.state().tally.bytes += written.bytes;
         draft.ids.extend(written.ids);
         draft.left = written.left;
-        self.remember(draft);
+        self.current.remember(draft);
         if let Some(error) = written.error {
             return Err(error);
         }
         self.store.check(&self.claim).await?;
         self.create_manifest(draft).await
-    }
-
-    /// What is written need not be written again, even if this draft is given up.
-    fn remember(&mut self, draft: &Draft) {
-        let current = &mut self.current;
-        for (slot, &id) in &draft.ids {
-            match *slot {
-                Slot::Conditioning => current.conditioning = Some(id),
-                Slot::Guide(i) => drop(current.guide.insert(i, id)),
-                Slot::Latent(i) => drop(current.latent.insert(i, id)),
-                Slot::Band(i) => drop(current.bands.insert(i, id)),
-                Slot::Now(i) => {
-                    let before = draft.ids.get(&Slot::Before(i)).copied();
-                    let waits = draft.left.iter().any(|(slot, _)| *slot == Slot::Before(i));
-                    if let Some(&version) = draft.versions.get(&i).filter(|_| !waits) {
-                        current.blocks.insert(i, (version, id, before));
-                    }
-                }
-                Slot::Before(_) | Slot::Tail(_) | Slot::Waiting(_) => {}
-            }
-        }
     }
 
     async fn create_manifest(&mut self, draft: &Draft) -> Result<(), StoreError> {
@@ -528,150 +454,5 @@ impl Task {
         }
         self.doomed.extend(self.store.old_blobs(&self.id, SPARE).await?);
         Ok(())
-    }
-
-    /// What is to be written of a point. What this process has written of the same stage is not looked at
-    /// again.
-    async fn draft(&mut self, point: Point) -> Draft {
-        let Point { conditioning, stage, at } = point;
-        if self.current.stage != Some(stage) {
-            let conditioning = self.current.conditioning;
-            self.current = Current { stage: Some(stage), conditioning, ..Current::default() };
-        }
-        let mut draft = match at {
-            PointAt::Sampling { rules, saved } => self.sampling(stage, &rules, saved).await,
-            PointAt::Decoding { latent, grid, decoded } => self.decoding(stage, &latent, grid, decoded),
-        };
-        match self.current.conditioning {
-            Some(id) => drop(draft.ids.insert(Slot::Conditioning, id)),
-            None => draft.left.push((Slot::Conditioning, text(&conditioning))),
-        }
-        draft
-    }
-
-    async fn sampling(&mut self, stage: u32, rules: &Arc<StageRules>, saved: SavedStage) -> Draft {
-        let SavedStage { grid, committed, blocks } = saved;
-        let plan = match self.current.plan {
-            Some(plan) => plan,
-            None => {
-                let rules = rules.clone();
-                let hashed = tokio::task::spawn_blocking(move || BlobId::from(rules.plan().hash())).await;
-                hashed.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
-            }
-        };
-        self.current.plan = Some(plan);
-        let channels = rules.channels();
-        let kind = Kind::Sampling {
-            canvas: canvas_record(channels, grid),
-            plan,
-            patches: rules.plan().len() as u32,
-            committed: committed.ranges(),
-        };
-        let mut draft = Draft::new(stage, kind);
-        for i in (0..grid.len()).filter(|_| rules.guide().is_some()) {
-            draft.want(Slot::Guide(i), self.current.guide.get(&i), || {
-                Blob::Guide(rules.clone(), grid.window(i))
-            });
-        }
-        for block in blocks {
-            let i = block.index;
-            let known = self.current.blocks.get(&i).filter(|(version, ..)| *version == block.version);
-            draft.versions.insert(i, block.version);
-            draft.want(Slot::Now(i), known.map(|(_, now, _)| now), || Blob::Values(block.now));
-            if let Some(values) = block.before {
-                let known = known.and_then(|(.., before)| before.as_ref());
-                draft.want(Slot::Before(i), known, || Blob::Values(values));
-            }
-        }
-        draft
-    }
-
-    fn decoding(&self, stage: u32, latent: &Arc<Array>, grid: BlockGrid, decoded: SavedDecoding) -> Draft {
-        let channels = latent.shape()[0];
-        let SavedDecoding { bands, tails, waiting } = decoded;
-        let shape = |a: &Array| a.chw().map(|(c, h, w)| [c, h, w]).expect("three axes");
-        let kind = Kind::Decoding {
-            canvas: canvas_record(channels, grid),
-            tails: tails.iter().map(shape).collect(),
-            waiting: waiting.iter().map(|(&i, tile)| (i as u32, shape(tile))).collect(),
-        };
-        let mut draft = Draft::new(stage, kind);
-        for i in 0..grid.len() {
-            draft.want(Slot::Latent(i), self.current.latent.get(&i), || {
-                Blob::Part(latent.clone(), grid.window(i))
-            });
-        }
-        for (i, band) in bands.into_iter().enumerate() {
-            draft.want(Slot::Band(i), self.current.bands.get(&i), || Blob::Bytes(band));
-        }
-        for (i, tail) in tails.into_iter().enumerate() {
-            draft.want(Slot::Tail(i), None, || Blob::Values(Arc::new(tail)));
-        }
-        for (i, tile) in waiting {
-            draft.want(Slot::Waiting(i), None, || Blob::Values(tile));
-        }
-        draft
-    }
-}
-
-fn text(conditioning: &Conditioning) -> Blob {
-    Blob::Bytes(Arc::new(conditioning_bytes(conditioning)))
-}
-
-fn canvas_record(channels: usize, grid: BlockGrid) -> CanvasRecord {
-    let size = grid.size();
-    CanvasRecord { channels, height: size.height, width: size.width, side: grid.side() }
-}
-
-impl Draft {
-    fn new(stage: u32, kind: Kind) -> Self {
-        Self { stage, kind, left: Vec::new(), ids: BTreeMap::new(), versions: BTreeMap::new() }
-    }
-
-    fn want(&mut self, slot: Slot, known: Option<&BlobId>, blob: impl FnOnce() -> Blob) {
-        match known {
-            Some(&id) => drop(self.ids.insert(slot, id)),
-            None => self.left.push((slot, blob())),
-        }
-    }
-
-    /// The ids of some slots, in order.
-    fn list(&self, first: Slot, end: Slot) -> Vec<BlobId> {
-        self.ids.range(first..end).map(|(_, id)| *id).collect()
-    }
-
-    /// What the manifest says. Every blob must be written.
-    fn at(&self) -> ManifestAt {
-        match &self.kind {
-            Kind::Sampling { canvas, plan, patches, committed } => {
-                let guide = self.list(Slot::Guide(0), Slot::Now(0));
-                let block = |(&index, _): (&usize, &u64)| BlockRecord {
-                    index,
-                    now: self.ids[&Slot::Now(index)],
-                    before: self.ids.get(&Slot::Before(index)).copied(),
-                };
-                ManifestAt::Sampling {
-                    canvas: *canvas,
-                    plan: *plan,
-                    patches: *patches,
-                    committed: committed.clone(),
-                    guide: (!guide.is_empty()).then_some(guide),
-                    blocks: self.versions.iter().map(block).collect(),
-                }
-            }
-            Kind::Decoding { canvas, tails, waiting } => {
-                let record = |shape: Shape, slot| ArrayRecord { shape, blob: self.ids[&slot] };
-                ManifestAt::Decoding {
-                    canvas: *canvas,
-                    latent: self.list(Slot::Latent(0), Slot::Band(0)),
-                    bands: self.list(Slot::Band(0), Slot::Tail(0)),
-                    tails: tails.iter().enumerate().map(|(i, s)| record(*s, Slot::Tail(i))).collect(),
-                    waiting: waiting
-                        .iter()
-                        .map(|&(i, shape)| (i, record(shape, Slot::Waiting(i as usize))))
-                        .collect(),
-                }
-            }
-        }
     }
 }

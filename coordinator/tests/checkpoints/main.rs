@@ -13,17 +13,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use process::{Coordinator, Running, program, reference};
-
-/// Numbers that look random (a linear congruence after Knuth).
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
+use process::{Coordinator, Draws, Running, program, reference};
 
 /// Times that a coordinator is killed; `GIGASMITH_KILLS=100` for more.
 fn kills() -> u32 {

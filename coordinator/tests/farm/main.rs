@@ -8,17 +8,7 @@ mod process;
 use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};
 
-use process::{Coordinator, Running, program, reference};
-
-/// Numbers that look random: which worker dies next, and when (a linear congruence after Knuth).
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
+use process::{Coordinator, Draws, Running, program, reference};
 
 /// A small cascade of the synthetic model: 3 stages, some hundred patches.
 fn settings(plan: &str) -> Vec<&str> {

@@ -9,6 +9,16 @@ use std::time::{Duration, Instant};
 /// No step of a test takes longer, even on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Numbers that look random: which worker dies next, and when (a linear congruence after Knuth).
+pub(crate) struct Draws(pub(crate) u64);
+
+impl Draws {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
 /// A process that is killed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Running(pub(crate) Child);
