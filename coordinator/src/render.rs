@@ -6,7 +6,9 @@
 
 mod course;
 mod flight;
+mod live;
 mod sampling;
+mod tiles;
 mod vae;
 
 use std::sync::Arc;
@@ -15,10 +17,13 @@ use gigasmith_proto::domain::{Array, Conditioning, Task, TaskResult, TextEncodin
 use tokio_util::sync::CancellationToken;
 
 pub use course::{Course, Journal, Point, PointAt, Progress, Resumed, ResumedAt, SavedDecoding, StageBegin};
+pub use live::{Cells, Glance, Live, Shown};
 pub use sampling::Sampling;
+pub use tiles::Enlarged;
 pub use vae::{mean_and_std, sampled_latent};
 
 use crate::farm::{Lane, TaskError, TaskOrder};
+use crate::raster::{Raster, Source};
 use crate::sampler::blocks::BlockGrid;
 use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
@@ -32,6 +37,7 @@ use crate::sampler::units::ImageSize;
 use crate::spec::{RenderSpec, Rng, UpscaleSpec};
 use crate::store::BlobId;
 use flight::at_leisure;
+use live::Painter;
 
 /// Why a render ended without a picture.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +54,9 @@ pub enum RenderError {
     /// Its plan is not the one it was begun with.
     #[error("the plan is not the one that the render was begun with: go on with the gigasmith that began it")]
     Plan,
+    /// The scratch folder failed.
+    #[error("the picture under way cannot be kept: {0}; --scratch names another folder")]
+    Scratch(#[from] std::io::Error),
     /// It was stopped, after giving its last point to the journal.
     #[error("stopped")]
     Stopped,
@@ -66,7 +75,7 @@ pub struct RenderInputs {
 #[derive(Debug)]
 pub struct Rendered {
     /// The picture.
-    pub picture: Picture,
+    pub picture: Arc<Raster>,
     /// The last stage's latent, (channels, height, width); `None` when no stage ran.
     pub latent: Option<Arc<Array>>,
     /// The plans of the upscale stages.
@@ -165,10 +174,14 @@ async fn run(
                     0 => None,
                     _ => {
                         let picture = match made {
-                            (Some(picture), _) => picture,
+                            (Some(picture), _) => Source::Memory(Arc::new(picture)),
                             (None, latent) => {
                                 let latent = latent.expect("a guided stage follows another, or a picture");
-                                render.to_picture(stage - 1, &latent, course).await?
+                                let (grid, decoded) =
+                                    (render.grid(stage - 1, &plans), std::mem::take(&mut decoded));
+                                Source::Disk(
+                                    render.to_picture(stage - 1, (&latent, grid), decoded, course).await?,
+                                )
                             }
                         };
                         Some(render.guide_from(stage, picture, course).await?)
@@ -183,13 +196,12 @@ async fn run(
     }
     let picture = match (&latent, picture) {
         (Some(latent), _) => {
-            course.progress.phase("decoding");
-            let plan = last.checked_sub(1).map(|i| &plans[i as usize]);
-            let grid = plan.map(BlockGrid::of).unwrap_or_else(|| render.base_grid());
-            let mode = (last, spec.vae);
-            render.sampling.decode_picture(mode, latent, Some(grid), decoded, course).await?
+            render.to_picture(last, (latent, render.grid(last, &plans)), decoded, course).await?
         }
-        (None, picture) => picture.expect("without a stage the picture is given"),
+        (None, picture) => {
+            let picture = picture.expect("without a stage the picture is given");
+            Arc::new(at_leisure(|| Raster::of(&picture, &course.scratch))?)
+        }
     };
     Ok(Rendered { picture, latent, plans })
 }
@@ -246,8 +258,12 @@ impl Render<'_> {
         stage.checked_sub(1).map_or(0, |i| self.spec.upscales[i as usize].slider as usize)
     }
 
-    fn base_grid(&self) -> BlockGrid {
-        BlockGrid::of(&Plan::whole(self.sampling.latent_size(self.spec.base), 1))
+    /// How a stage's canvas is cut.
+    fn grid(&self, stage: u32, plans: &[Plan]) -> BlockGrid {
+        match stage.checked_sub(1) {
+            None => BlockGrid::of(&Plan::whole(self.sampling.latent_size(self.spec.base), 1)),
+            Some(upscale) => BlockGrid::of(&plans[upscale as usize]),
+        }
     }
 
     fn draw_plan(&self, stage: u32, upscale: &UpscaleSpec) -> Plan {
@@ -289,16 +305,12 @@ impl Render<'_> {
     async fn guide_from(
         &self,
         stage: u32,
-        picture: Picture,
+        picture: Source,
         course: &mut Course<'_>,
     ) -> Result<Guide, RenderError> {
-        course.progress.phase("encoding");
-        let size = self.size(stage);
-        let enlarged = at_leisure(move || picture.resized(size));
-        let moments = self.sampling.encode(stage, self.spec.vae, &enlarged).await?;
-        drop(enlarged);
-        let (noise, factor) = (self.field(stage, Purpose::Encode), self.sampling.model().scaling_factor);
-        let latent = at_leisure(|| vae::latent_of(&moments, &noise, factor));
+        let enlarged = Enlarged::new(picture, self.size(stage));
+        let (mode, noise) = ((stage, self.spec.vae), self.field(stage, Purpose::Encode));
+        let latent = self.sampling.encode_latent(mode, enlarged, &noise, course).await?;
         Ok(self.guide(stage, latent))
     }
 
@@ -310,21 +322,29 @@ impl Render<'_> {
     ) -> Result<Array, RenderError> {
         let ((done, patches), size) = (run.progress(), self.size(stage));
         let total = self.spec.upscales.len() as u32 + 1;
+        let begin = StageBegin { stage, total, size, patches, done };
         if done < patches {
-            course.progress.stage(StageBegin { stage, total, size, patches, done });
+            course.progress.stage(begin);
         }
-        self.sampling.run_stage(stage, size, run, &mut (), course).await
+        let Some(live) = course.live.clone() else {
+            return self.sampling.run_stage(stage, size, run, &mut (), course).await;
+        };
+        at_leisure(|| live.begin(begin, &run, self.sampling.model()));
+        let rules = run.rules().clone();
+        let mut painter = Painter { live: &live, schedule: rules.schedule() };
+        self.sampling.run_stage(stage, size, run, &mut painter, course).await
     }
 
-    /// Decodes the latent of a stage that others follow.
+    /// Decodes the latent of a stage.
     async fn to_picture(
         &self,
         stage: u32,
-        latent: &Arc<Array>,
+        latent: (&Arc<Array>, BlockGrid),
+        decoded: SavedDecoding,
         course: &mut Course<'_>,
-    ) -> Result<Picture, RenderError> {
-        course.progress.phase("decoding");
-        let mode = (stage, self.spec.vae);
-        self.sampling.decode_picture(mode, latent, None, SavedDecoding::default(), course).await
+    ) -> Result<Arc<Raster>, RenderError> {
+        let total = self.spec.upscales.len() as u32 + 1;
+        let begin = StageBegin { stage, total, size: self.size(stage), patches: 0, done: 0 };
+        self.sampling.decode_picture((begin, self.spec.vae), latent, decoded, course).await
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::sampler::cascade::{Cascade, CascadeError};
 use crate::sampler::plan::PlanKind;
-use crate::sampler::tiles::VaeMode;
+use crate::sampler::tiles::{Cut, VaeMode};
 use crate::sampler::units::ImageSize;
 use crate::store::BlobId;
 
@@ -193,7 +193,9 @@ impl RenderSpec {
         base.into_iter().chain(sizes()).try_for_each(|s| Cascade::check(s, model.latent_factor))?;
         let too_large =
             |s: &ImageSize| 12 * u64::from(s.width) * u64::from(s.height) >= MAX_MESSAGE_BYTES as u64;
-        if let Some(size) = base.into_iter().chain(sizes()).find(|s| !self.vae.is_tiled(*s) && too_large(s)) {
+        if let Some(size) =
+            base.into_iter().chain(sizes()).find(|s| self.vae.cut(*s) == Cut::Whole && too_large(s))
+        {
             return Err(SpecError::Whole(size));
         }
         let number = |name, value: f32, least: f32| match value {

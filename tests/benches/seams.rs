@@ -52,6 +52,7 @@ async fn main() -> anyhow::Result<()> {
             let Rendered { picture, plans, .. } =
                 render(lane.clone(), &spec, RenderInputs::default(), &mut ()).await?;
             let plan = plans.last().expect("there are upscale stages");
+            let picture = picture.to_picture()?;
             let luminance: Vec<f64> = picture
                 .rgb()
                 .chunks_exact(3)
@@ -98,7 +99,7 @@ fn spec(model: &ModelDescription, prompt: &str, plan: PlanKind, seed: u64) -> an
         plan_hash: None,
         rng: Rng::Philox,
         crops: Crops::True,
-        vae: VaeMode::Auto,
+        vae: VaeMode::Whole,
         image_hash: None,
         wire: Default::default(),
         mix: false,

@@ -15,6 +15,8 @@ use common::s3::{self, Server};
 use futures::TryStreamExt;
 use gigasmith_coordinator::embedded::EmbeddedFarm;
 use gigasmith_coordinator::farm::{Lane, LaneOptions};
+use gigasmith_coordinator::output::{Embedded, Format};
+use gigasmith_coordinator::raster::{Raster, Scratch};
 use gigasmith_coordinator::render::{
     Course, RenderInputs, Rendered, Resumed, ResumedAt, render, render_from,
 };
@@ -84,7 +86,8 @@ async fn undisturbed(lane: Arc<Lane>, spec: &RenderSpec) -> Rendered {
 }
 
 fn assert_same(a: &Rendered, b: &Rendered, what: &str) {
-    assert!(a.picture.rgb() == b.picture.rgb(), "{what}: another picture");
+    let pixels = |r: &Rendered| r.picture.to_picture().unwrap();
+    assert!(pixels(a) == pixels(b), "{what}: another picture");
     assert!(a.latent == b.latent, "{what}: other latents");
 }
 
@@ -229,8 +232,8 @@ async fn taken_over(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected
         // It was done before it looked, and cannot store what it made.
         Attempt::Done(_, stale) => {
             assert_ne!(stale.epoch, claim.epoch);
-            let outputs = Outputs { picture: vec![1].into(), latents: None, plans: vec![1].into() };
-            let refused = place.store().put_result(&id, &stale, &outputs).await;
+            let outputs = noise_outputs(8);
+            let refused = place.store().put_result(&id, &stale, &outputs, Arc::new(|_, _| {})).await;
             assert!(matches!(refused, Err(StoreError::Superseded { .. })), "{refused:?}");
         }
         other => panic!("{other:?}"),
@@ -342,30 +345,39 @@ async fn removed(place: &Place, farm: &EmbeddedFarm) {
     add(&place.store(), id, 2).await.expect("the id is free again");
 }
 
+/// A picture that no format makes smaller.
+fn noise_outputs(side: u32) -> Outputs {
+    let noise = |i: u32| (u64::from(i).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8;
+    let picture =
+        Picture::new(ImageSize { width: side, height: side }, (0..side * side * 3).map(noise).collect());
+    let scratch = Scratch::default();
+    let raster = Raster::of(&picture, &scratch).expect("there is room");
+    let embedded = Embedded { parameters: "a fox".into(), json: "{}".into(), software: "tests".into() };
+    Outputs::new(Arc::new(raster), embedded, (Format::default(), &scratch)).with_latents(2, vec![5, 6].into())
+}
+
 /// Results, small and larger than one request, and the inventory.
 async fn results(place: &Place) {
     use tokio_stream::StreamExt;
     let store = place.store();
     add(&store, "results", 9).await.expect("the id is free");
     let claim = store.claim("results", &owner("somebody")).await.expect("the store is there");
-    let picture: Vec<u8> = (0..17_000_001u32).map(|i| (i % 251) as u8).collect();
-    let outputs = Outputs {
-        picture: picture.clone().into(),
-        latents: Some((2, vec![5, 6].into())),
-        plans: b"{}".to_vec().into(),
-    };
-    store.put_result("results", &claim, &outputs).await.expect("it is ours");
+    let outputs = noise_outputs(2400);
+    store.put_result("results", &claim, &outputs, Arc::new(|_, _| {})).await.expect("it is ours");
     let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(0) };
     store.set_state("results", &done).await.expect("the store is there");
     let mut found = store.result("results", Part::Picture, 2).await.unwrap().expect("it was stored");
     let mut bytes = Vec::new();
-    while let Some(piece) = found.bytes.next().await {
-        bytes.extend_from_slice(&piece.expect("the store is there"));
+    while let Some(piece) = found.pieces.next().await {
+        bytes.extend_from_slice(&piece.expect("the store is there").bytes);
     }
-    assert!(bytes == picture && found.total == picture.len() as u64);
+    let folder = tempfile::tempdir().unwrap();
+    outputs.write(&folder.path().join("a.png"), &mut |_, _| Ok(())).expect("there is room");
+    assert!(bytes == std::fs::read(folder.path().join("a.png")).unwrap());
+    assert_eq!(found.total, bytes.len() as u64);
     assert!(store.result("results", Part::Latents, 1).await.unwrap().is_none(), "of another stage");
     let inventory = store.inventory("results").await.expect("the store is there");
-    assert!(inventory.bytes > 17_000_000 && inventory.standing.is_none());
+    assert!(inventory.bytes > bytes.len() as u64 && inventory.standing.is_none());
     assert_eq!(inventory.stored.unwrap().state, done);
     assert!(store.ids().await.unwrap().contains(&"results".to_owned()));
 }

@@ -343,8 +343,12 @@ async fn answer(
     let (lease, task) = assignment_from_wire(assignment).unwrap();
     let result = match task {
         Task::EncodeText { prompt } => TaskResult::Text(fake.encode_text(&prompt).unwrap()),
-        Task::EncodeTile { image } => TaskResult::Moments(fake.encode_tile(&image).unwrap()),
-        Task::DecodeTile { latent } => TaskResult::Image(fake.decode_tile(&latent).unwrap()),
+        Task::EncodeTile { image, rules } => {
+            TaskResult::Moments(rules.part.of(&fake.encode_tile(&image.to_array(), None).unwrap(), 1))
+        }
+        Task::DecodeTile { latent, rules } => {
+            TaskResult::Image(rules.part.of(&fake.decode_tile(&latent, None).unwrap(), 4))
+        }
         Task::PredictNoise(task) => {
             let request = v1::GetConditioningRequest { id: task.conditioning.0.to_vec().into() };
             let conditioning = client.get_conditioning(request).await.unwrap().into_inner();
@@ -380,7 +384,7 @@ async fn what_makes_no_sense_is_refused_in_words_and_the_farm_goes_on() {
     };
     type Change = fn(&mut v1::Hello);
     let cases: [(Change, &str); 6] = [
-        (|h| h.protocol = 2, "speaks version 1"),
+        (|h| h.protocol = 1, "speaks version 2"),
         (|h| h.slots = 0, "give 1 to 64"),
         (|h| h.instance = vec![1].into(), "16 bytes"),
         (|h| h.name.clear(), "a name has"),

@@ -1,11 +1,11 @@
-//! What a worker can compute: four questions about plain arrays.
+//! What a worker can compute: a few questions about plain arrays.
 //!
 //! [`Backend`] is the line between the worker's bookkeeping and its networks. No tensor type
 //! crosses it, so a fake is a few lines and nothing outside [`crate::model`] can touch a device.
 //! A backend holds no state that decides a result: the same question always has the same answer,
 //! to the bit, within one [`NumericClass`](gigasmith_proto::domain::NumericClass).
 
-use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, NoiseTask, TextEncoding};
+use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, NoiseTask, Rect, TextEncoding};
 
 use crate::model::LoadError;
 
@@ -75,10 +75,28 @@ pub trait Backend: Send {
 
     /// Mean and log-variance, in that order, of an image tile (3, h, w) with values in [-1, 1]:
     /// (2 C, h / f, w / f) for a VAE of C channels and factor f. The log-variance is clamped to
-    /// [-30, 20]. `h` and `w` are multiples of f.
-    fn encode_tile(&mut self, image: &Array) -> Result<Array, BackendError>;
+    /// [-30, 20]. `h` and `w` are multiples of f. `norms`: mean and variance of every group of the network's
+    /// normalisations, (groups, 2), instead of the tile's own.
+    fn encode_tile(&mut self, image: &Array, norms: Option<&Array>) -> Result<Array, BackendError>;
 
     /// The image (3, f h, f w) of a latent tile (C, h, w) already divided by the scaling factor;
-    /// nominally in [-1, 1], not clamped.
-    fn decode_tile(&mut self, latent: &Array) -> Result<Array, BackendError>;
+    /// nominally in [-1, 1], not clamped. `norms` as for encoding.
+    fn decode_tile(&mut self, latent: &Array, norms: Option<&Array>) -> Result<Array, BackendError>;
+
+    /// Mean and variance of every group of the encoder's normalisations, (groups, 2), over `part` of the
+    /// tile (in latent pixels, inside the tile), when it is encoded with `norms`.
+    fn encoder_norms(
+        &mut self,
+        image: &Array,
+        norms: Option<&Array>,
+        part: Rect,
+    ) -> Result<Array, BackendError>;
+
+    /// The same of the decoder.
+    fn decoder_norms(
+        &mut self,
+        latent: &Array,
+        norms: Option<&Array>,
+        part: Rect,
+    ) -> Result<Array, BackendError>;
 }

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use gigasmith_proto::convert::{Outcome, TaskFailure};
-use gigasmith_proto::domain::{Conditioning, ModelDescription, Task, TaskResult};
+use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, Task, TaskResult, TileRules, Wanted};
 use tokio::sync::oneshot;
 
 use crate::backend::{Backend, BackendError};
@@ -116,7 +116,65 @@ fn compute(backend: &mut dyn Backend, task: Task, conditioning: Option<&Conditio
             backend.predict_noise(&task, conditioning).map(TaskResult::Noise).map_err(failed)
         }
         Task::EncodeText { prompt } => backend.encode_text(&prompt).map(TaskResult::Text).map_err(failed),
-        Task::EncodeTile { image } => backend.encode_tile(&image).map(TaskResult::Moments).map_err(failed),
-        Task::DecodeTile { latent } => backend.decode_tile(&latent).map(TaskResult::Image).map_err(failed),
+        Task::EncodeTile { image, rules } => {
+            let factor = backend.describe().latent_factor as usize;
+            let size = (image.height() / factor, image.width() / factor);
+            check_part(&rules, size)?;
+            let (image, norms) = (image.to_array(), rules.norms.as_deref());
+            match rules.wanted {
+                Wanted::Values => {
+                    let moments = backend.encode_tile(&image, norms).map_err(failed)?;
+                    Ok(TaskResult::Moments(part_of(&moments, &rules, size, 1)?))
+                }
+                Wanted::Norms => {
+                    let found = backend.encoder_norms(&image, norms, rules.part);
+                    found.map(TaskResult::Norms).map_err(failed)
+                }
+            }
+        }
+        Task::DecodeTile { latent, rules } => {
+            let factor = backend.describe().latent_factor as usize;
+            let size = latent.chw().map_or((0, 0), |(_, height, width)| (height, width));
+            check_part(&rules, size)?;
+            let norms = rules.norms.as_deref();
+            match rules.wanted {
+                Wanted::Values => {
+                    let image = backend.decode_tile(&latent, norms).map_err(failed)?;
+                    Ok(TaskResult::Image(part_of(&image, &rules, size, factor)?))
+                }
+                Wanted::Norms => {
+                    let found = backend.decoder_norms(&latent, norms, rules.part);
+                    found.map(TaskResult::Norms).map_err(failed)
+                }
+            }
+        }
     }
+}
+
+/// The wanted part of what a network made of a tile of some size in latent pixels.
+fn part_of(
+    made: &Array,
+    rules: &TileRules,
+    (height, width): (usize, usize),
+    scale: usize,
+) -> Result<Array, TaskFailure> {
+    match made.chw() {
+        Some((_, h, w)) if (h, w) == (height * scale, width * scale) => Ok(rules.part.of(made, scale)),
+        _ => {
+            let message = format!(
+                "the model made {:?} of a tile of {height}x{width} latent pixels, {scale} times as large is due",
+                made.shape()
+            );
+            Err(TaskFailure { message, permanent: false })
+        }
+    }
+}
+
+/// The part that is wanted must lie inside the tile.
+fn check_part(rules: &TileRules, (height, width): (usize, usize)) -> Result<(), TaskFailure> {
+    if rules.part.is_within(height, width) {
+        return Ok(());
+    }
+    let message = format!("{:?} is not inside a tile of {height}x{width} latent pixels", rules.part);
+    Err(TaskFailure { message, permanent: true })
 }

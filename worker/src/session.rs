@@ -361,7 +361,8 @@ async fn work(
                 Ok(conditioning) => (task.wire, Some(conditioning)),
                 Err(failure) => return (task.wire, Err(failure)),
             },
-            _ => (WireDtype::F32, None),
+            Task::DecodeTile { rules, .. } | Task::EncodeTile { rules, .. } => (rules.wire, None),
+            Task::EncodeText { .. } => (WireDtype::F32, None),
         };
         (wire, device.run(task, conditioning).await)
     };

@@ -2,14 +2,16 @@
 //!
 //! Its answers depend on everything a network's would (window, place, timestep, text, guidance), so
 //! that a wrong input shows, but they mean nothing: pictures come out as coloured noise. It is shaped
-//! like SDXL: windows of 128 latent pixels, eight image pixels each.
+//! like SDXL: windows of 128 latent pixels, eight image pixels each. Its decoder has one normalisation, so
+//! that tiles with statistics of their own differ from each other.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use gigasmith_proto::domain::{
     Array, BetaSchedule, Component, Conditioning, Dtype, Fingerprint, ModelDescription, NoiseTask,
-    NumericClass, PAPER_SLIDER_SHARES, PredictionType, Preset, ScheduleConfig, TextEncoding, TimestepSpacing,
+    NumericClass, PAPER_SLIDER_SHARES, PredictionType, Preset, Rect, ScheduleConfig, TextEncoding,
+    TimestepSpacing, VaePair,
 };
 
 use crate::backend::{Backend, BackendError};
@@ -74,7 +76,7 @@ impl Synthetic {
 fn description(side: u32) -> ModelDescription {
     let pixels = side * FACTOR as u32;
     // No weights: the name and the side are the content.
-    let content = format!("synthetic {side} v1");
+    let content = format!("synthetic {side} v2");
     let fingerprint =
         |c: Component| (c, Fingerprint(*blake3::hash(format!("{content} {c:?}").as_bytes()).as_bytes()));
     ModelDescription {
@@ -91,6 +93,8 @@ fn description(side: u32) -> ModelDescription {
         latent_factor: FACTOR as u32,
         scaling_factor: 0.13025,
         vae_tile: pixels,
+        vae_reach: VaePair { encoder: 0, decoder: 0 },
+        vae_norms: VaePair { encoder: 0, decoder: 1 },
         force_zeros_for_empty_prompt: true,
         schedule: ScheduleConfig {
             beta_start: 0.00085,
@@ -143,7 +147,7 @@ impl Backend for Synthetic {
         Ok(noise)
     }
 
-    fn encode_tile(&mut self, image: &Array) -> Result<Array, BackendError> {
+    fn encode_tile(&mut self, image: &Array, _: Option<&Array>) -> Result<Array, BackendError> {
         let (height, width) = sides(image, "image tile", 3)?;
         let (h, w) = (height / FACTOR, width / FACTOR);
         let mut data = Vec::with_capacity(2 * CHANNELS * h * w);
@@ -157,17 +161,44 @@ impl Backend for Synthetic {
         Ok(Array::new([2 * CHANNELS, h, w], data).expect("mean and log-variance"))
     }
 
-    fn decode_tile(&mut self, latent: &Array) -> Result<Array, BackendError> {
+    fn decode_tile(&mut self, latent: &Array, norms: Option<&Array>) -> Result<Array, BackendError> {
         let (h, w) = sides(latent, "latent tile", CHANNELS)?;
+        let own = || statistics(latent, Rect { top: 0, left: 0, height: h, width: w });
+        let [mean, variance] = norms.map_or_else(own, |n| [n.data()[0], n.data()[1]]);
+        let scale = 0.4 / variance.max(1e-12).sqrt();
         let mut data = Vec::with_capacity(3 * h * w * FACTOR * FACTOR);
         for channel in 0..3 {
             for y in 0..h * FACTOR {
                 let row = &latent.data()[(channel * h + y / FACTOR) * w..][..w];
-                data.extend(row.iter().flat_map(|v| [(v / 4.0).clamp(-1.0, 1.0); FACTOR]));
+                data.extend(row.iter().flat_map(|v| [((v - mean) * scale).clamp(-1.0, 1.0); FACTOR]));
             }
         }
         Ok(Array::new([3, h * FACTOR, w * FACTOR], data).expect("eight pixels a side"))
     }
+
+    fn encoder_norms(&mut self, _: &Array, _: Option<&Array>, _: Rect) -> Result<Array, BackendError> {
+        Ok(Array::zeros([0, 2]))
+    }
+
+    fn decoder_norms(
+        &mut self,
+        latent: &Array,
+        _: Option<&Array>,
+        part: Rect,
+    ) -> Result<Array, BackendError> {
+        sides(latent, "latent tile", CHANNELS)?;
+        Ok(Array::new([1, 2], statistics(latent, part).to_vec()).expect("one group"))
+    }
+}
+
+/// Mean and variance over a part of all channels.
+fn statistics(latent: &Array, part: Rect) -> [f32; 2] {
+    let part = part.of(latent, 1);
+    let mean_of = |value: &dyn Fn(f64) -> f64| {
+        part.data().iter().map(|&v| value(f64::from(v))).sum::<f64>() / part.data().len() as f64
+    };
+    let mean = mean_of(&|v| v);
+    [mean as f32, mean_of(&|v| (v - mean).powi(2)) as f32]
 }
 
 fn sides(array: &Array, what: &'static str, channels: usize) -> Result<(usize, usize), BackendError> {
@@ -223,8 +254,8 @@ mod tests {
     #[test]
     fn tiles_have_the_shapes_of_a_real_model() {
         let mut model = Synthetic::new(SyntheticOptions::default());
-        assert_eq!(model.encode_tile(&Array::zeros([3, 16, 24])).unwrap().shape(), [8, 2, 3]);
-        assert_eq!(model.decode_tile(&Array::zeros([4, 2, 3])).unwrap().shape(), [3, 16, 24]);
-        assert!(model.decode_tile(&Array::zeros([3, 2, 3])).is_err());
+        assert_eq!(model.encode_tile(&Array::zeros([3, 16, 24]), None).unwrap().shape(), [8, 2, 3]);
+        assert_eq!(model.decode_tile(&Array::zeros([4, 2, 3]), None).unwrap().shape(), [3, 16, 24]);
+        assert!(model.decode_tile(&Array::zeros([3, 2, 3]), None).is_err());
     }
 }

@@ -103,8 +103,9 @@ fn check_model(folder: &Path) {
         }
     }
 
-    let image = distance(&model.decode_tile(&expected.get("z")).unwrap(), &expected.get("image"));
-    let moments = distance(&model.encode_tile(&expected.get("tile")).unwrap(), &expected.get("moments"));
+    let image = distance(&model.decode_tile(&expected.get("z"), None).unwrap(), &expected.get("image"));
+    let moments =
+        distance(&model.encode_tile(&expected.get("tile"), None).unwrap(), &expected.get("moments"));
     println!("  image {image:e}, moments {moments:e}");
     assert!(image < 1e-5 && moments < 1e-5, "image {image}, moments {moments}");
 }

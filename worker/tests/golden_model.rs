@@ -178,7 +178,7 @@ fn the_vae_decodes_as_recorded() {
     let scale = model.describe().scaling_factor;
     for name in ["square", "wide"] {
         let case = Case::read(name);
-        let got = model.decode_tile(&divided(&case.get("base_latents"), scale)).unwrap();
+        let got = model.decode_tile(&divided(&case.get("base_latents"), scale), None).unwrap();
         let wanted = case.get("base_image_whole");
         let rows = wanted.chw().unwrap().1;
         let got = window(&got, 0, 0, rows, got.chw().unwrap().2);
@@ -187,7 +187,7 @@ fn the_vae_decodes_as_recorded() {
         assert!(error < 2e-3, "{name}: {error}");
         // The first three quarters of the first tile are not blended with any other.
         let tile = window(&divided(&case.get("final_latents"), scale), 0, 0, 32, 32);
-        let got = window(&model.decode_tile(&tile).unwrap(), 0, 0, 192, 192);
+        let got = window(&model.decode_tile(&tile, None).unwrap(), 0, 0, 192, 192);
         let error = largest_difference(&got, &window(&case.get("image_tiled"), 0, 0, 192, 192));
         println!("{name} tile: {error:e}");
         assert!(error < 2e-3, "{name} tile: {error}");
@@ -211,7 +211,7 @@ fn the_vae_encodes_as_recorded() {
     let mut model = tiny();
     let case = Case::read("wide");
     let tile = window(&picture(&golden("wide/upsampled.png")), 0, 0, 256, 256);
-    let moments = model.encode_tile(&tile).unwrap();
+    let moments = model.encode_tile(&tile, None).unwrap();
     let side = 24;
     let moments = window(&moments, 0, 0, side, side);
     let (mean, log_variance) = moments.data().split_at(4 * side * side);
@@ -240,7 +240,7 @@ fn answers_are_the_same_to_the_bit() {
         pool.install(|| {
             let mut model = tiny();
             let first = model.predict_noise(task, &conditioning).unwrap();
-            model.decode_tile(&case.get("base_latents")).unwrap();
+            model.decode_tile(&case.get("base_latents"), None).unwrap();
             assert_eq!(first, model.predict_noise(task, &conditioning).unwrap());
             first
         })
@@ -270,9 +270,9 @@ fn wrong_questions_are_explained() {
     task.latent = Array::zeros([3, 8, 8]).into();
     let error = model.predict_noise(&task, &full).unwrap_err().to_string();
     assert_eq!(error, "the latent has shape [3, 8, 8]; this model needs (4, height, width)");
-    let error = model.encode_tile(&Array::zeros([3, 12, 16])).unwrap_err().to_string();
+    let error = model.encode_tile(&Array::zeros([3, 12, 16]), None).unwrap_err().to_string();
     assert!(error.contains("multiples of 8"), "{error}");
-    assert!(model.decode_tile(&Array::zeros([4, 8])).is_err());
+    assert!(model.decode_tile(&Array::zeros([4, 8]), None).is_err());
 }
 
 #[test]
@@ -294,6 +294,6 @@ fn the_embedded_model_answers_from_anywhere() {
     };
     let noise = model.predict_noise(&task, &conditioning).unwrap();
     assert!(noise.is_finite() && noise.shape() == task.latent.shape());
-    let image = model.decode_tile(&noise).unwrap();
+    let image = model.decode_tile(&noise, None).unwrap();
     assert_eq!(image.shape(), [3, 8 * side, 8 * side]);
 }

@@ -293,14 +293,14 @@ fn half_precision_computes_nearly_the_same() {
     };
     let noise = exact.predict_noise(&task, &conditioning).unwrap();
     let latent = Array::new([4, 5, 6], (0..120).map(|i| (i as f32).sin()).collect()).unwrap();
-    let wanted = exact.decode_tile(&latent).unwrap();
+    let wanted = exact.decode_tile(&latent, None).unwrap();
     for (dtype, tolerance) in [(Dtype::F16, 1e-6), (Dtype::Bf16, 0.1)] {
         let mut model = open_as(folder.path(), Some(dtype)).unwrap();
         assert_eq!(model.describe().numeric_class.dtype, dtype);
         let got = model.predict_noise(&task, &conditioning).unwrap();
         let worst = got.data().iter().zip(noise.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst > 0.0 && worst < if dtype == Dtype::F16 { 0.02 } else { 0.15 }, "{dtype}: {worst}");
-        let got = model.decode_tile(&latent).unwrap();
+        let got = model.decode_tile(&latent, None).unwrap();
         let worst = got.data().iter().zip(wanted.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         // f16 would overflow in some VAEs, so this one computes in f32 (`force_upcast`).
         assert!(worst < tolerance && (dtype == Dtype::F16 || worst > 0.0), "{dtype}: {worst}");

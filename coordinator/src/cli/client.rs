@@ -11,6 +11,7 @@ use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
+use super::download::Download;
 use super::failure::Failure;
 use crate::sampler::resize::Picture;
 
@@ -80,6 +81,12 @@ impl Client {
     }
 
     /// The next status of a render that is followed; `None` when it has ended.
+    /// One render.
+    pub(super) async fn render(&mut self, id: &str) -> Result<RenderStatus, Failure> {
+        let found = self.renders(Some(id)).await?.into_iter().next();
+        found.ok_or_else(|| Failure::farm(format!("the coordinator says nothing of render `{id}`")))
+    }
+
     pub(super) async fn next(
         &self,
         stream: &mut Streaming<v1::Render>,
@@ -98,22 +105,27 @@ impl Client {
         render(self.control.change_render(request).await.map_err(refused(&self.args))?.into_inner())
     }
 
-    /// A part of a finished render.
-    pub(super) async fn fetch(&mut self, id: &str, part: v1::FetchedPart) -> Result<Vec<u8>, Failure> {
+    /// A part of a finished render, piece by piece into `save`.
+    pub(super) async fn fetch(
+        &mut self,
+        id: &str,
+        part: v1::FetchedPart,
+        save: &mut Download,
+    ) -> Result<(), Failure> {
         let request = v1::FetchRequest { id: id.to_owned(), part: part.into() };
         let mut pieces = self.control.fetch(request).await.map_err(refused(&self.args))?.into_inner();
-        let (mut bytes, mut total) = (Vec::new(), 0);
+        let (mut got, mut total) = (0, 0);
         while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(refused(&self.args))?;
-            total = piece.total;
-            bytes.extend_from_slice(&piece.data);
+            let v1::FetchResponse { total: all, data, file } = piece.map_err(refused(&self.args))?;
+            (got, total) = (got + data.len() as u64, all);
+            save.take(&file, &data)?;
         }
-        match bytes.len() as u64 {
+        match got {
             0 => Err(Failure::farm("the coordinator sent nothing")),
             got if got != total => {
                 Err(Failure::farm(format!("only {got} of {total} bytes arrived: try again")))
             }
-            _ => Ok(bytes),
+            _ => Ok(()),
         }
     }
 

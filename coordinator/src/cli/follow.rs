@@ -156,13 +156,15 @@ pub(super) fn line(status: &RenderStatus) -> String {
 
 /// How far it is, in a few words.
 pub(super) fn progress(status: &RenderStatus) -> String {
-    let Progressed { stage, stages, stage_size, patches_done, patches, phase, .. } = &status.progress;
+    let Progressed { stage, stages, stage_size, patches_done, patches, phase, tiles_done, tiles, .. } =
+        &status.progress;
     let size = stage_size.map_or(String::new(), |(w, h)| format!(" {w}x{h}"));
     match status.state {
         RenderState::Running | RenderState::Paused if *stages > 0 => {
             let stage = format!("stage {}/{stages}{size}", stage + 1);
             match phase.is_empty() {
                 true => format!("{stage} {patches_done}/{patches} patches"),
+                false if *tiles > 0 => format!("{stage} {phase} {tiles_done}/{tiles}"),
                 false => format!("{stage} {phase}"),
             }
         }

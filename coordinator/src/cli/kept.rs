@@ -6,21 +6,23 @@ use clap::Args;
 use gigasmith_proto::domain::{Identifier, ModelDescription};
 use tokio_util::sync::CancellationToken;
 
+use super::download::Download;
 use super::failure::Failure;
 use super::progress::Display;
-use super::render::{FileArgs, no_latents};
+use super::render::{FileArgs, no_latents, write};
 use super::seeds::Seeds;
 use super::tell;
 use crate::embedded::EmbeddedFarm;
 use crate::farm::Lane;
 use crate::jobs::{JobError, is_name};
-use crate::output::write_atomically;
+use crate::output::Format;
+use crate::raster::Scratch;
 use crate::render::{Course, Progress, RenderInputs, render_from};
 use crate::request::{RenderRequest, RequestInputs, given_plans, resolve};
 use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
-    self, Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Outputs, Owner, Part, RenderRecord,
-    RenderStore, Restored, StateRecord, StoreError, Stored, StoredState,
+    self, Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Outputs, Owner, Part, Piece,
+    RenderRecord, RenderStore, Restored, StateRecord, StoreError, Stored, StoredState,
 };
 
 use std::path::Path;
@@ -107,10 +109,10 @@ impl Keeping {
     pub(super) fn open(
         url: &str,
         keep: &KeepArgs,
-        flags: String,
+        (flags, scratch): (String, Scratch),
         stop: CancellationToken,
     ) -> Result<Self, Failure> {
-        let store = store::open(url).map_err(Failure::output)?;
+        let store = store::open(url).map_err(Failure::output)?.with_scratch(scratch);
         let flags = format!("{flags}{}", keep.flags());
         Ok(Self { store, url: url.to_owned(), options: keep.options(), owner: owner(), flags, stop })
     }
@@ -273,7 +275,6 @@ impl Keeping {
         }
         display.say(&format!("render {id} in {}: `{}` goes on with it", self.url, self.resume(&id, &files)));
         let (outputs, keeper) = self.render(&taken, &files, (embedded, lane), display).await?;
-        display.phase("writing");
         self.hand_over(&taken, &files, &outputs, display, keeper).await?;
         let (seed, seconds) = (taken.spec.seed, started.elapsed().as_secs_f64());
         display.say(&format!("wrote {} (render {id}, seed {seed}, {seconds:.1} s)", files.output.display()));
@@ -293,7 +294,8 @@ impl Keeping {
         let (id, resume) = (taken.record.id.as_str(), self.resume(&taken.record.id, files));
         let mut told = false;
         loop {
-            let written = write(files, outputs);
+            let written = write(files, outputs, display, &self.stop);
+            display.phase("storing the picture");
             let kept = self.unless_stopped(self.keep_result(taken, outputs)).await;
             match (written, kept) {
                 (_, Err(superseded @ Failure::Superseded(_))) => return Err(superseded),
@@ -373,7 +375,8 @@ impl Keeping {
             options: self.options,
             stop: stop.clone(),
         });
-        let mut course = Course::new(display, &mut keeper, stop.clone());
+        let course = Course::new(display, &mut keeper, stop.clone());
+        let mut course = course.with_scratch(self.store.scratch().clone());
         let rendered = {
             let work = render_from(lane.clone(), spec, inputs, resumed, &mut course);
             let mut work = std::pin::pin!(work);
@@ -390,8 +393,11 @@ impl Keeping {
         let failure = match rendered {
             Ok(rendered) => {
                 let (patch_side, spec) = (lane.model().patch_side as usize, spec.clone());
-                let encoded =
-                    tokio::task::spawn_blocking(move || Outputs::encode(&rendered, &spec, patch_side)).await;
+                let (format, scratch) = (files.format()?, self.store.scratch().clone());
+                let encoded = tokio::task::spawn_blocking(move || {
+                    Outputs::of(&rendered, &spec, patch_side, (format, &scratch))
+                })
+                .await;
                 let encoded = encoded.map_err(|e| e.to_string()).flatten();
                 let failed = |e| Failure::output(format!("the picture cannot be encoded: {e}"));
                 return Ok((encoded.map_err(failed)?, keeper));
@@ -431,6 +437,9 @@ impl Keeping {
         add("-o", &files.output);
         files.save_latents.iter().for_each(|path| add("--save-latents", path));
         files.save_plan.iter().for_each(|path| add("--save-plan", path));
+        if let Some(quality) = files.quality.quality {
+            command.push_str(&format!(" --quality {quality}"));
+        }
         command + &self.flags
     }
 
@@ -438,7 +447,7 @@ impl Keeping {
     async fn keep_result(&self, taken: &TakenUp, outputs: &Outputs) -> Result<(), Failure> {
         let (id, claim) = (taken.record.id.as_str(), &taken.claim);
         let keep = async {
-            self.store.put_result(id, claim, outputs).await?;
+            self.store.put_result(id, claim, outputs, Arc::new(|_, _| {})).await?;
             // It may have been removed while that took its time.
             self.store.check(claim).await?;
             let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(taken.record.priority) };
@@ -476,12 +485,21 @@ impl Keeping {
                 Part::Latents => no_latents(),
                 _ => Failure::output(format!("the result of render {id} is no longer in the store")),
             })?;
-            let mut bytes = Vec::new();
-            while let Some(piece) = found.bytes.next().await {
-                let source = |e| StoreError::Store { path: id.to_owned(), source: e };
-                bytes.extend_from_slice(&piece.map_err(|e| self.failure(source(e)))?);
+            if let Some(kind) =
+                found.kind.filter(|kind| Format::of(path, None).is_ok_and(|f| f.kind != *kind))
+            {
+                let kind = kind.extension();
+                return Err(Failure::usage(format!(
+                    "render {id} is done and kept as .{kind}: name the output {}",
+                    path.with_extension(kind).display()
+                )));
             }
-            write_atomically(path, |file| file.write_all(&bytes))?;
+            let mut download = Download::to(path);
+            while let Some(piece) = found.pieces.next().await {
+                let Piece { file, bytes } = piece.map_err(|e| self.failure(e))?;
+                download.take(&file, &bytes)?;
+            }
+            download.finish()?;
         }
         display.say(&format!("wrote {} (render {id} was done already)", files.output.display()));
         Ok(())
@@ -500,19 +518,6 @@ pub(super) fn open_existing(url: &str) -> Result<RenderStore, Failure> {
         }
         None => store::open(url).map_err(Failure::output),
     }
-}
-
-/// Writes what was asked for.
-fn write(files: &FileArgs, outputs: &Outputs) -> Result<(), Failure> {
-    write_atomically(&files.output, |file| file.write_all(&outputs.picture))?;
-    if let Some(path) = &files.save_latents {
-        let (_, latents) = outputs.latents.as_ref().ok_or_else(no_latents)?;
-        write_atomically(path, |file| file.write_all(latents))?;
-    }
-    if let Some(path) = &files.save_plan {
-        write_atomically(path, |file| file.write_all(&outputs.plans))?;
-    }
-    Ok(())
 }
 
 /// As a shell takes it.

@@ -74,7 +74,7 @@ pub(super) struct FetchArgs {
     id: String,
     #[command(flatten)]
     connect: ConnectArgs,
-    /// The file to write: ID.png, ID.safetensors or ID.json unless given.
+    /// The file to write: ID and its ending unless given.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// What to fetch.
@@ -87,7 +87,7 @@ pub(super) struct FetchArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum PartArg {
-    /// The picture, a PNG.
+    /// The picture, in the format that the render was asked for.
     Picture,
     /// The last stage's latents, a safetensors file.
     Latents,
@@ -216,14 +216,14 @@ pub(super) async fn priority(args: PriorityArgs) -> Result<(), Failure> {
 }
 
 pub(super) async fn fetch(args: FetchArgs) -> Result<(), Failure> {
-    let (part, extension) = match args.part {
-        PartArg::Picture => (v1::FetchedPart::Picture, "png"),
-        PartArg::Latents => (v1::FetchedPart::Latents, "safetensors"),
-        PartArg::Plan => (v1::FetchedPart::Plan, "json"),
-    };
-    let path = args.output.unwrap_or_else(|| format!("{}.{extension}", args.id).into());
-    check_writable(&path)?;
     let mut client = Client::connect(&args.connect).await?;
+    let (part, extension) = match args.part {
+        PartArg::Picture => (v1::FetchedPart::Picture, client.render(&args.id).await?.format),
+        PartArg::Latents => (v1::FetchedPart::Latents, "safetensors".to_owned()),
+        PartArg::Plan => (v1::FetchedPart::Plan, "json".to_owned()),
+    };
+    let path: PathBuf = args.output.unwrap_or_else(|| format!("{}.{extension}", args.id).into());
+    check_writable(&path)?;
     submit::save(&mut client, &args.id, part, &path, args.quiet).await
 }
 

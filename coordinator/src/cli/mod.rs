@@ -5,6 +5,7 @@
 
 mod certs;
 mod client;
+mod download;
 mod failure;
 mod follow;
 mod kept;

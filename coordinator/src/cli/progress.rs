@@ -20,7 +20,14 @@ pub(super) enum Display {
     /// Bars that redraw themselves.
     Bars(Option<ProgressBar>),
     /// Lines.
-    Plain(Option<PlainStage>),
+    Plain { stage: Option<PlainStage>, tiles: PlainPhase },
+}
+
+/// What happens between stages, shown in lines.
+#[derive(Debug)]
+pub(super) struct PlainPhase {
+    phase: &'static str,
+    shown: Instant,
 }
 
 /// A stage that is shown in lines.
@@ -40,7 +47,9 @@ impl Display {
         match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Self::Quiet,
             (false, true) => Self::Bars(None),
-            (false, false) => Self::Plain(None),
+            (false, false) => {
+                Self::Plain { stage: None, tiles: PlainPhase { phase: "", shown: Instant::now() } }
+            }
         }
     }
 
@@ -61,7 +70,7 @@ impl Display {
                     if bar.length().is_some() { bar.finish() } else { bar.finish_and_clear() }
                 }
             }
-            Self::Plain(stage) => *stage = None,
+            Self::Plain { stage, .. } => *stage = None,
         }
     }
 }
@@ -88,7 +97,7 @@ impl Progress for Display {
                 *bar = Some(new.with_position(done as u64));
                 bar.iter().for_each(ProgressBar::reset_eta);
             }
-            Self::Plain(plain) => {
+            Self::Plain { stage: plain, .. } => {
                 match done {
                     0 => tell(&format!("{label}: {patches} patches")),
                     _ => tell(&format!("{label}: {patches} patches, {done} of them done")),
@@ -102,7 +111,7 @@ impl Progress for Display {
     fn patches(&mut self, done: usize) {
         match self {
             Self::Bars(Some(bar)) => bar.set_position(done as u64),
-            Self::Plain(Some(stage)) if stage.shown.elapsed() >= PLAIN_EVERY => {
+            Self::Plain { stage: Some(stage), .. } if stage.shown.elapsed() >= PLAIN_EVERY => {
                 stage.shown = Instant::now();
                 let rate = (done - stage.before) as f64 / stage.started.elapsed().as_secs_f64();
                 let left = (stage.patches - done) as f64 / rate;
@@ -117,10 +126,32 @@ impl Progress for Display {
 
     fn phase(&mut self, what: &'static str) {
         self.finish();
+        if let Self::Plain { tiles, .. } = self {
+            *tiles = PlainPhase { phase: what, shown: Instant::now() };
+        }
         if let Self::Bars(bar) = self {
             let spinner = ProgressBar::new_spinner().with_message(what);
             spinner.enable_steady_tick(Duration::from_millis(120));
             *bar = Some(spinner);
+        }
+    }
+
+    fn tiles(&mut self, done: usize, total: usize) {
+        match self {
+            Self::Bars(Some(bar)) => {
+                if bar.length() != Some(total as u64) {
+                    let style = "{msg:<22} {bar:32} {pos:>5}/{len} {eta} left";
+                    bar.set_style(ProgressStyle::with_template(style).expect("the template is well formed"));
+                    bar.set_length(total as u64);
+                    bar.reset_eta();
+                }
+                bar.set_position(done as u64);
+            }
+            Self::Plain { tiles, .. } if tiles.shown.elapsed() >= PLAIN_EVERY => {
+                tiles.shown = Instant::now();
+                tell(&format!("{}: {done}/{total}", tiles.phase));
+            }
+            _ => {}
         }
     }
 

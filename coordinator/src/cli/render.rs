@@ -1,6 +1,7 @@
 //! `gigasmith render`: arguments, and one picture after the other.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -9,16 +10,17 @@ use gigasmith_worker::model::ModelSource;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
-use super::kept::{DEFAULT_STORE, KeepArgs, Keeping};
+use super::kept::{DEFAULT_STORE, KeepArgs, Keeping, quoted};
 use super::progress::Display;
 use super::seeds::Seeds;
 use super::settings::{Asked, PictureArgs};
 use super::worker;
-use crate::output::{Settings, check_writable, write_atomically, write_latents, write_png};
-use crate::render::{Progress, RenderInputs, Rendered, render};
+use crate::output::{Format, Kind, Quality, check_replaceable, check_writable, write_bytes};
+use crate::raster::Scratch;
+use crate::render::{Course, Progress, RenderInputs, Resumed, render_from};
 use crate::request::{RenderRequest, Resolved, resolve};
-use crate::sampler::plan::PlanFile;
 use crate::spec::RenderSpec;
+use crate::store::Outputs;
 
 /// Arguments of `gigasmith render`.
 #[derive(Debug, Args)]
@@ -40,6 +42,8 @@ pub(super) struct RenderArgs {
     name: Option<String>,
     #[command(flatten)]
     keep: KeepArgs,
+    #[command(flatten)]
+    scratch: ScratchArgs,
     /// No progress.
     #[arg(short, long)]
     quiet: bool,
@@ -48,9 +52,12 @@ pub(super) struct RenderArgs {
 /// Which files to write.
 #[derive(Debug, Clone, Args)]
 pub(super) struct FileArgs {
-    /// The picture to write.
-    #[arg(short, long, value_name = "FILE.png", default_value = "out.png")]
+    /// The picture to write: .png, .tif (tiled, with a pyramid, BigTIFF where it must be), or .dzi (Deep Zoom: a
+    /// folder of tiles beside it).
+    #[arg(short, long, value_name = "FILE", default_value = "out.png")]
     pub(super) output: PathBuf,
+    #[command(flatten)]
+    pub(super) quality: QualityArgs,
     /// Write the last stage's latents.
     #[arg(long, value_name = "FILE.safetensors")]
     pub(super) save_latents: Option<PathBuf>,
@@ -59,12 +66,57 @@ pub(super) struct FileArgs {
     pub(super) save_plan: Option<PathBuf>,
 }
 
+/// How well pixels are kept.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(super) struct QualityArgs {
+    /// How the picture's pixels are kept: lossless, or 1 to 100 for JPEG. Lossless unless given, but for .dzi,
+    /// which is JPEG 90.
+    #[arg(long, value_name = "QUALITY")]
+    pub(super) quality: Option<Quality>,
+}
+
+/// Where pictures under way lie.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ScratchArgs {
+    /// Folder for pictures under way, on a disk with 4 bytes for each pixel: the output's unless given.
+    #[arg(long, value_name = "FOLDER")]
+    scratch: Option<PathBuf>,
+}
+
+impl ScratchArgs {
+    /// The folder given, or that of an output.
+    pub(super) fn of(&self, output: &Path) -> Result<Scratch, Failure> {
+        let beside = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let scratch = Scratch::new(self.scratch.clone().unwrap_or_else(|| beside.to_owned()));
+        check_scratch(&scratch)?;
+        Ok(scratch)
+    }
+
+    /// As a flag, where it was given.
+    pub(super) fn flag(&self) -> String {
+        self.scratch
+            .as_ref()
+            .map_or(String::new(), |s| format!(" --scratch {}", quoted(&s.display().to_string())))
+    }
+}
+
+/// Fails when no file can be made there: before hours of work, not after.
+pub(super) fn check_scratch(scratch: &Scratch) -> Result<(), Failure> {
+    scratch.file().map(drop).map_err(|e| Failure::output(scratch.explain(&e)))
+}
+
 impl FileArgs {
+    /// The picture's format.
+    pub(super) fn format(&self) -> Result<Format, Failure> {
+        Format::of(&self.output, self.quality.quality).map_err(Failure::usage)
+    }
+
     /// The files of one of the seeds.
     fn of(&self, seeds: &Seeds, seed: u64) -> Self {
         let named = |path: &Option<PathBuf>| path.as_ref().map(|p| seeds.file(p, seed));
         Self {
             output: seeds.file(&self.output, seed),
+            quality: self.quality,
             save_latents: named(&self.save_latents),
             save_plan: named(&self.save_plan),
         }
@@ -72,12 +124,7 @@ impl FileArgs {
 
     /// Fails when a file could not be written, or two have one name: before hours of work, not after.
     pub(super) fn check(&self, seeds: &Seeds) -> Result<(), Failure> {
-        if self.output.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")) {
-            let name = self.output.display();
-            return Err(Failure::usage(format!(
-                "output {name} does not end in .png: only PNG is written; name it {name}.png"
-            )));
-        }
+        let format = self.format()?;
         let named = [Some(&self.output), self.save_latents.as_ref(), self.save_plan.as_ref()];
         let named: Vec<&PathBuf> = named.into_iter().flatten().collect();
         if let Some(i) = (1..named.len()).find(|&i| named[..i].contains(&named[i])) {
@@ -88,6 +135,9 @@ impl FileArgs {
         }
         for &seed in &seeds.0 {
             named.iter().try_for_each(|path| check_writable(&seeds.file(path, seed)))?;
+            if format.kind == Kind::Dzi {
+                check_replaceable(&seeds.file(&self.output, seed))?;
+            }
         }
         Ok(())
     }
@@ -101,12 +151,13 @@ pub(super) async fn run(args: RenderArgs, stop: CancellationToken) -> Result<(),
         return Box::pin(run_kept(args, asked, stop)).await;
     }
     tokio::select! {
-        done = run_unkept(args, asked) => done,
+        done = run_unkept(args, asked, &stop) => done,
         () = stop.cancelled() => Err(Failure::Interrupted),
     }
 }
 
-async fn run_unkept(args: RenderArgs, asked: Asked) -> Result<(), Failure> {
+async fn run_unkept(args: RenderArgs, asked: Asked, stop: &CancellationToken) -> Result<(), Failure> {
+    let scratch = args.scratch.of(&args.files.output)?;
     let mut display = Display::new(args.quiet);
     let mut embedded = worker::start(source(&asked)?, &args.device).await?;
     let lane = embedded.lane().await?;
@@ -119,11 +170,18 @@ async fn run_unkept(args: RenderArgs, asked: Asked) -> Result<(), Failure> {
         let started = Instant::now();
         let spec = RenderSpec { seed, ..spec.clone() };
         let inputs = RenderInputs { picture: asked.inputs.picture.clone(), plans: plans.clone() };
-        let rendered =
-            embedded.until_worker_ends(render(lane.clone(), &spec, inputs, &mut display)).await??;
-        display.phase("writing");
+        let rendered = {
+            let mut nothing = ();
+            let course = Course::new(&mut display, &mut nothing, CancellationToken::new());
+            let mut course = course.with_scratch(scratch.clone());
+            let work = render_from(lane.clone(), &spec, inputs, Resumed::default(), &mut course);
+            embedded.until_worker_ends(work).await??
+        };
         let files = args.files.of(&asked.seeds, seed);
-        write(&files, &rendered, spec, model.patch_side as usize)?;
+        let (patch_side, form) = (model.patch_side as usize, (args.files.format()?, &scratch));
+        let outputs = Outputs::of(&rendered, &spec, patch_side, form).map_err(Failure::output)?;
+        drop(rendered);
+        write(&files, &outputs, &mut display, stop)?;
         let seconds = started.elapsed().as_secs_f64();
         display.say(&format!("wrote {} (seed {seed}, {seconds:.1} s)", files.output.display()));
     }
@@ -135,7 +193,10 @@ async fn run_unkept(args: RenderArgs, asked: Asked) -> Result<(), Failure> {
 /// The same with checkpoints in a store: what is there already goes on from where it was.
 async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Result<(), Failure> {
     let url = args.store.as_deref().unwrap_or(DEFAULT_STORE);
-    let keeping = Keeping::open(url, &args.keep, worker::flags(&args.device), stop)?;
+    let scratch = args.scratch.of(&args.files.output)?;
+    let flags = worker::flags(&args.device) + &args.scratch.flag();
+    let keeping = Keeping::open(url, &args.keep, (flags, scratch), stop)?;
+    let format = args.files.format()?;
     let names = keeping.names(args.name.as_deref(), &asked.seeds)?;
     let mut display = Display::new(args.quiet);
     let prepare = async {
@@ -151,7 +212,7 @@ async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Re
     warnings.iter().for_each(|w| display.warn(w));
     for (&seed, name) in asked.seeds.0.iter().zip(names) {
         let spec = RenderSpec { seed, ..spec.clone() };
-        let request = RenderRequest { seed, ..asked.request.clone() };
+        let request = RenderRequest { seed, format, ..asked.request.clone() };
         let taking = keeping.take_up(name, request, &asked.inputs, (spec, lane.model()));
         let taken = keeping.unless_stopped(Box::pin(taking)).await?;
         let files = args.files.of(&asked.seeds, seed);
@@ -173,19 +234,33 @@ fn source(asked: &Asked) -> Result<ModelSource, Failure> {
     })
 }
 
-/// Writes what was asked for.
-fn write(files: &FileArgs, rendered: &Rendered, spec: RenderSpec, patch_side: usize) -> Result<(), Failure> {
-    let settings = Settings::new(spec);
-    write_png(&files.output, &rendered.picture, &settings)?;
-    if let Some(path) = &files.save_latents {
-        let latent = rendered.latent.as_ref().ok_or_else(no_latents)?;
-        write_latents(path, latent, &settings)?;
-    }
-    if let Some(path) = &files.save_plan {
-        let json = PlanFile::of(&rendered.plans, patch_side).to_json();
-        write_atomically(path, |file| file.write_all(&json))?;
-    }
-    Ok(())
+/// Writes what was asked for. Ends when it is to stop; nothing half-written stays.
+pub(super) fn write(
+    files: &FileArgs,
+    outputs: &Outputs,
+    display: &mut Display,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    display.phase("writing");
+    let mut written = |done: u64, total: u64| {
+        display.tiles(done as usize, total as usize);
+        match stop.is_cancelled() {
+            true => Err(io::Error::other("interrupted")),
+            false => Ok(()),
+        }
+    };
+    // Beside the runtime's other tasks, which hear the signals.
+    tokio::task::block_in_place(|| {
+        let done = outputs.write(&files.output, &mut written);
+        done.map_err(|e| if stop.is_cancelled() { Failure::Interrupted } else { e.into() })?;
+        if let Some(path) = &files.save_latents {
+            write_bytes(path, outputs.latents().ok_or_else(no_latents)?)?;
+        }
+        if let Some(path) = &files.save_plan {
+            write_bytes(path, outputs.plans())?;
+        }
+        Ok(())
+    })
 }
 
 pub(super) fn no_latents() -> Failure {

@@ -1,6 +1,6 @@
 //! `gigasmith resume`: an interrupted render goes on, on this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use gigasmith_proto::domain::Dtype;
@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::failure::Failure;
 use super::kept::{DEFAULT_STORE, KeepArgs, Keeping, open_existing, quoted};
 use super::progress::Display;
-use super::render::FileArgs;
+use super::render::{FileArgs, QualityArgs, ScratchArgs};
 use super::seeds::Seeds;
 use super::worker;
+use crate::output::Format;
 use crate::spec::RenderSpec;
 use crate::store::StoredState;
 
@@ -25,9 +26,13 @@ pub(super) struct ResumeArgs {
     /// The store that has it: a folder, file://, s3://, gs:// or az://.
     #[arg(long, value_name = "URL", default_value = DEFAULT_STORE)]
     store: String,
-    /// The picture to write: ID.png unless given.
-    #[arg(short, long, value_name = "FILE.png")]
+    /// The picture to write, .png, .tif or .dzi: ID and what the render was begun with unless given.
+    #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    quality: QualityArgs,
+    #[command(flatten)]
+    scratch: ScratchArgs,
     /// Write the last stage's latents.
     #[arg(long, value_name = "FILE.safetensors")]
     save_latents: Option<PathBuf>,
@@ -54,12 +59,18 @@ pub(super) struct ResumeArgs {
 pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(), Failure> {
     let model = args.model.as_ref().map(|m| format!(" --model {}", quoted(m)));
     let given = DeviceArgs { device: args.device.unwrap_or(DeviceChoice::Auto), dtype: args.dtype };
-    let flags = model.unwrap_or_default() + &worker::flags(&given);
+    let flags = model.unwrap_or_default() + &worker::flags(&given) + &args.scratch.flag();
     open_existing(&args.store)?;
-    let keeping = Keeping::open(&args.store, &args.keep, flags, stop)?;
+    let scratch = args.scratch.of(args.output.as_deref().unwrap_or(Path::new(".")))?;
+    let keeping = Keeping::open(&args.store, &args.keep, (flags, scratch), stop)?;
     let stored = keeping.unless_stopped(keeping.read(&args.id)).await?;
+    let asked = stored.record.request.format;
+    let named = || PathBuf::from(format!("{}.{}", args.id, asked.kind.extension()));
+    let output = args.output.clone().unwrap_or_else(named);
+    let is_as_asked = Format::of(&output, None).is_ok_and(|f| f.kind == asked.kind);
     let files = FileArgs {
-        output: args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.png", args.id))),
+        output,
+        quality: QualityArgs { quality: args.quality.quality.or(is_as_asked.then_some(asked.quality)) },
         save_latents: args.save_latents.clone(),
         save_plan: args.save_plan.clone(),
     };

@@ -12,12 +12,14 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use super::failure::Failure;
 use super::kept::{KeepArgs, owner};
+use super::render::check_scratch;
 use super::{interrupted, print};
 use crate::control;
 use crate::farm::{Farm, FarmOptions};
 use crate::jobs::{Jobs, JobsOptions};
 use crate::net::auth::Gate;
 use crate::net::{self, doorman};
+use crate::raster::Scratch;
 use crate::store::{self, Claim, RenderStore, StoreError};
 
 /// How long a TLS handshake may take.
@@ -43,6 +45,10 @@ pub(super) struct ServeArgs {
     active: u16,
     #[command(flatten)]
     keep: KeepArgs,
+    /// Folder for pictures under way, on a disk with 4 bytes for each pixel: the store's, if it is a folder, or
+    /// the system's.
+    #[arg(long, value_name = "FOLDER")]
+    scratch: Option<PathBuf>,
     /// Connections at a time, workers and people together.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(2..))]
     max_connections: u32,
@@ -74,9 +80,14 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let address =
         listener.local_addr().map_err(|e| Failure::farm(format!("the port has no address: {e}")))?;
     let store = store::open(&args.store).map_err(Failure::output)?;
+    let store = match &args.scratch {
+        Some(folder) => store.with_scratch(Scratch::new(folder)),
+        None => store,
+    };
     let unusable = |e: StoreError| Failure::output(format!("the store {} cannot be used: {e}", args.store));
     let owner = owner();
     let claim = store.claim_store(&owner).await.map_err(unusable)?;
+    check_scratch(store.scratch())?;
     let farm = Farm::start(FarmOptions { examines: true });
     let options = JobsOptions {
         active: args.active.into(),

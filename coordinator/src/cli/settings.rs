@@ -7,7 +7,7 @@ use gigasmith_proto::domain::WireDtype;
 
 use super::failure::Failure;
 use super::seeds::Seeds;
-use crate::output::{Settings, read_picture, read_text};
+use crate::output::{Settings, read_picture, read_settings};
 use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::plan::{PlanFile, PlanFileError, PlanKind};
 use crate::sampler::tiles::VaeMode;
@@ -90,14 +90,15 @@ pub(super) struct PictureArgs {
     /// Where the base stage's noise comes from: torch is what diffusers draws on a CPU for the seed.
     #[arg(long, value_enum, value_name = "RNG")]
     rng: Option<RngArg>,
-    /// How pictures go through the VAE: auto is at once up to a megapixel and tiled beyond.
-    #[arg(long, value_enum, value_name = "MODE")]
+    /// How pictures are decoded and encoded: seamless is at once up to a megapixel, and beyond that in tiles
+    /// that overlap by what the network sees and share their statistics; tiled is as published.
+    #[arg(long, visible_alias = "decode", value_enum, value_name = "MODE")]
     vae: Option<VaeArg>,
     /// How latents travel between coordinator and workers: f16 halves the traffic and rounds.
     #[arg(long, value_enum, value_name = "DTYPE")]
     wire: Option<WireArg>,
     /// Take all settings from a picture made by gigasmith; other arguments win over them.
-    #[arg(long, value_name = "FILE.png")]
+    #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     /// Take the plan of the upscale stages from a file.
     #[arg(long, value_name = "FILE.json")]
@@ -118,7 +119,8 @@ enum RngArg {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum VaeArg {
-    Auto,
+    #[value(alias = "auto")]
+    Seamless,
     Whole,
     Tiled,
 }
@@ -143,7 +145,7 @@ pub(super) struct Asked {
 impl PictureArgs {
     /// Reads the inputs that arguments name, and checks what needs no model.
     pub(super) fn read(&self) -> Result<Asked, Failure> {
-        let from = self.from.as_deref().map(read_settings).transpose()?;
+        let from = self.from.as_deref().map(read_spec).transpose()?;
         let prompt = self.prompt.clone().or(from.as_ref().map(|f| f.prompt.clone()));
         let prompt = prompt.ok_or_else(|| {
             Failure::usage("no prompt: give --prompt TEXT, or --from a picture made before")
@@ -177,7 +179,7 @@ impl PictureArgs {
                 RngArg::Torch => Rng::Torch,
             }),
             vae: self.vae.map(|vae| match vae {
-                VaeArg::Auto => VaeMode::Auto,
+                VaeArg::Seamless => VaeMode::Seamless,
                 VaeArg::Whole => VaeMode::Whole,
                 VaeArg::Tiled => VaeMode::Tiled,
             }),
@@ -192,10 +194,10 @@ impl PictureArgs {
     }
 }
 
-fn read_settings(path: &Path) -> Result<RenderSpec, Failure> {
-    let json = read_text(path)?.ok_or_else(|| {
+fn read_spec(path: &Path) -> Result<RenderSpec, Failure> {
+    let json = read_settings(path)?.ok_or_else(|| {
         Failure::Input(format!(
-            "{} carries no settings of gigasmith: --from takes a PNG that it wrote",
+            "{} carries no settings of gigasmith: --from takes a .png, .tif or .dzi that it wrote",
             path.display()
         ))
     })?;

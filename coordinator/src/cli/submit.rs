@@ -2,21 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use gigasmith_proto::v1;
 use gigasmith_worker::cli::DtypeArg;
 use gigasmith_worker::connect::ConnectArgs;
 use gigasmith_worker::model::DeviceChoice;
 
 use super::client::Client;
+use super::download::Download;
 use super::failure::Failure;
 use super::follow::{ended, follow};
 use super::manage;
 use super::print;
-use super::render::FileArgs;
+use super::render::{FileArgs, QualityArgs};
 use super::settings::PictureArgs;
 use super::tell;
-use crate::output::write_atomically;
+use crate::output::{Format, Kind};
 use crate::request::RenderRequest;
 
 /// Arguments of `gigasmith submit`.
@@ -46,9 +47,14 @@ pub(super) struct SubmitArgs {
     /// Follow the render until it ends.
     #[arg(short, long)]
     wait: bool,
-    /// The picture to write when it is done; implies --wait.
-    #[arg(short, long, value_name = "FILE.png")]
+    /// The picture to write when it is done, .png, .tif or .dzi; implies --wait.
+    #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// The picture's format, where no --output says it.
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "output")]
+    format: Option<FormatArg>,
+    #[command(flatten)]
+    quality: QualityArgs,
     /// Write the last stage's latents when it is done; implies --wait.
     #[arg(long, value_name = "FILE.safetensors")]
     save_latents: Option<PathBuf>,
@@ -63,7 +69,27 @@ pub(super) struct SubmitArgs {
     quiet: bool,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatArg {
+    Png,
+    Tif,
+    Dzi,
+}
+
 impl SubmitArgs {
+    fn format(&self) -> Result<Format, Failure> {
+        let kind = match self.format {
+            None | Some(FormatArg::Png) => Kind::Png,
+            Some(FormatArg::Tif) => Kind::Tif,
+            Some(FormatArg::Dzi) => Kind::Dzi,
+        };
+        let format = match &self.output {
+            Some(output) => Format::of(output, self.quality.quality),
+            None => Format::new(kind, self.quality.quality),
+        };
+        format.map_err(Failure::usage)
+    }
+
     /// Which files to write, and which part of the render each of them is.
     fn files(&self) -> Vec<(v1::FetchedPart, &PathBuf)> {
         use v1::FetchedPart::{Latents, Picture, Plan};
@@ -76,8 +102,13 @@ impl SubmitArgs {
 pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
     let asked = args.picture.read()?;
     let output = args.output.clone().unwrap_or_else(|| "out.png".into());
-    let files =
-        FileArgs { output, save_latents: args.save_latents.clone(), save_plan: args.save_plan.clone() };
+    let files = FileArgs {
+        output,
+        quality: args.quality,
+        save_latents: args.save_latents.clone(),
+        save_plan: args.save_plan.clone(),
+    };
+    let format = args.format()?;
     if !args.files().is_empty() {
         files.check(&asked.seeds)?;
     }
@@ -90,6 +121,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
         },
         dtype: args.dtype.map(Into::into),
         mix: args.mix,
+        format,
         model: farm_model(&asked.request.model),
         ..asked.request.clone()
     };
@@ -157,8 +189,9 @@ pub(super) async fn save(
     path: &Path,
     quiet: bool,
 ) -> Result<(), Failure> {
-    let bytes = client.fetch(id, part).await?;
-    write_atomically(path, |file| file.write_all(&bytes))?;
+    let mut download = Download::to(path);
+    client.fetch(id, part, &mut download).await?;
+    download.finish()?;
     if !quiet {
         tell(&format!("wrote {} ({id})", path.display()));
     }

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::progress::Display;
 use super::worker;
 use super::{print, tell};
-use crate::output::{WriteError, check_writable, write_atomically};
+use crate::output::{WriteError, check_writable, write_bytes};
 use crate::verify::{Trace, verify};
 
 /// Arguments of `gigasmith verify`.
@@ -63,7 +63,7 @@ pub(super) async fn run(args: VerifyArgs) -> Result<(), Failure> {
     }
     if let Some(path) = &args.dump {
         let dump = report.dump().map_err(|e| WriteError::new(path, e))?;
-        write_atomically(path, |file| file.write_all(&dump))?;
+        write_bytes(path, &dump)?;
         if !args.quiet {
             tell(&format!("wrote {}", path.display()));
         }

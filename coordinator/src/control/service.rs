@@ -20,7 +20,7 @@ use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
-use crate::store::{Fetched, Part as StoredPart, StoreError, bytes_of};
+use crate::store::{Fetched, Part as StoredPart, Piece, StoreError, bytes_of};
 
 /// Bytes of a piece of a file.
 const PIECE: usize = 1 << 20;
@@ -59,7 +59,9 @@ fn status(error: JobError) -> Status {
             Status::data_loss(message)
         }
         JobError::Store(StoreError::Superseded { .. } | StoreError::Removed(_)) => Status::aborted(message),
-        JobError::Store(StoreError::Store { .. }) | JobError::NotStored(_) => Status::unavailable(message),
+        JobError::Store(StoreError::Store { .. } | StoreError::Scratch(_)) | JobError::NotStored(_) => {
+            Status::unavailable(message)
+        }
         JobError::Bug(_) => Status::internal(message),
     }
 }
@@ -204,19 +206,19 @@ impl Control for Service {
                 return Err(Status::invalid_argument("the request names no part"));
             }
         };
-        let Fetched { total, mut bytes } = self.jobs.fetch(&request.id, part).await.map_err(status)?;
+        let Fetched { total, mut pieces, .. } = self.jobs.fetch(&request.id, part).await.map_err(status)?;
         let (sender, receiver) = mpsc::channel(2);
         tokio::spawn(async move {
-            while let Some(piece) = bytes.next().await {
-                let pieces = piece.map_err(|e| Status::unavailable(format!("the store failed: {e}")));
-                let pieces = match pieces {
-                    Ok(data) => data,
+            while let Some(piece) = pieces.next().await {
+                let piece = piece.map_err(|e| Status::unavailable(format!("the store failed: {e}")));
+                let Piece { file, bytes } = match piece {
+                    Ok(piece) => piece,
                     // Nobody listens any more, or they hear why it ends.
                     Err(status) => return drop(sender.send(Err(status)).await),
                 };
-                for at in (0..pieces.len()).step_by(PIECE) {
-                    let data = pieces.slice(at..(at + PIECE).min(pieces.len()));
-                    if sender.send(Ok(v1::FetchResponse { total, data })).await.is_err() {
+                for at in (0..bytes.len()).step_by(PIECE) {
+                    let (data, file) = (bytes.slice(at..(at + PIECE).min(bytes.len())), file.clone());
+                    if sender.send(Ok(v1::FetchResponse { total, data, file })).await.is_err() {
                         return;
                     }
                 }

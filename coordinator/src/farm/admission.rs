@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use gigasmith_proto::domain::{
-    Array, Conditioning, ConditioningId, ModelDescription, NoiseTask, Task, TaskResult, WireDtype,
+    Array, Conditioning, ConditioningId, ModelDescription, NoiseTask, Pixels, Task, TaskResult, TileRules,
+    WireDtype,
 };
 
 use super::table::{ClassKey, Millis, ModelKey, Skills, WorkerId};
@@ -362,11 +363,13 @@ fn question(
             };
             (Task::PredictNoise(task), Some(text.clone()))
         }
-        2 => (Task::DecodeTile { latent: noise(channels, TILE) }, None),
+        2 => (Task::DecodeTile { latent: noise(channels, TILE), rules: TileRules::plain(TILE, TILE) }, None),
         _ => {
-            let mut image = Array::clone(&noise(3, TILE * factor));
-            image.data_mut().iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
-            (Task::EncodeTile { image: Arc::new(image) }, None)
+            let side = TILE * factor;
+            let level = |v: &f32| ((v.clamp(-1.0, 1.0) + 1.0) * 127.5) as u8;
+            let rgb = noise(3, side).data().iter().map(level).collect();
+            let image = Pixels::new(side, side, rgb).expect("three bytes a pixel");
+            (Task::EncodeTile { image: Arc::new(image), rules: TileRules::plain(TILE, TILE) }, None)
         }
     };
     Some(Question { task, conditioning })
@@ -379,6 +382,7 @@ fn arrays(answer: &TaskResult) -> Vec<(&'static str, &Array)> {
         TaskResult::Noise(noise) => vec![("patch", noise)],
         TaskResult::Moments(moments) => vec![("encoded tile", moments)],
         TaskResult::Image(image) => vec![("decoded tile", image)],
+        TaskResult::Norms(norms) => vec![("statistics", norms)],
     }
 }
 

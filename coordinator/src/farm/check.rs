@@ -1,6 +1,6 @@
 //! Whether a result can be one of its task: the right kind, the right shape, only finite numbers.
 
-use gigasmith_proto::domain::{Array, ModelDescription, Task, TaskResult, TextEncoding};
+use gigasmith_proto::domain::{ModelDescription, Task, TaskResult, TextEncoding, Wanted};
 
 /// Shapes of text states and pooled state.
 type TextShapes = (Vec<usize>, Vec<usize>);
@@ -14,16 +14,19 @@ pub(super) fn shape(
     text: Option<&TextShapes>,
 ) -> Result<(), String> {
     let factor = model.latent_factor as usize;
-    let sides = |a: &Array| a.chw().map_or((0, 0), |(_, h, w)| (h, w));
     let (array, expected) = match (task, result) {
         (Task::PredictNoise(task), TaskResult::Noise(noise)) => (noise, task.latent.shape().to_vec()),
-        (Task::EncodeTile { image }, TaskResult::Moments(moments)) => {
-            let (h, w) = sides(image);
-            (moments, vec![2 * model.latent_channels as usize, h / factor, w / factor])
+        (Task::EncodeTile { rules, .. }, TaskResult::Moments(moments)) if rules.wanted == Wanted::Values => {
+            (moments, vec![2 * model.latent_channels as usize, rules.part.height, rules.part.width])
         }
-        (Task::DecodeTile { latent }, TaskResult::Image(image)) => {
-            let (h, w) = sides(latent);
-            (image, vec![3, h * factor, w * factor])
+        (Task::DecodeTile { rules, .. }, TaskResult::Image(image)) if rules.wanted == Wanted::Values => {
+            (image, vec![3, rules.part.height * factor, rules.part.width * factor])
+        }
+        (Task::EncodeTile { rules, .. }, TaskResult::Norms(norms)) if rules.wanted == Wanted::Norms => {
+            (norms, vec![model.vae_norms.encoder as usize, 2])
+        }
+        (Task::DecodeTile { rules, .. }, TaskResult::Norms(norms)) if rules.wanted == Wanted::Norms => {
+            (norms, vec![model.vae_norms.decoder as usize, 2])
         }
         (Task::EncodeText { .. }, TaskResult::Text(answer)) => return text_shape(answer, text),
         _ => return Err(format!("the answer to a {} task is of another kind", task.kind())),
@@ -52,7 +55,10 @@ fn text_shape(answer: &TextEncoding, known: Option<&TextShapes>) -> Result<(), S
 /// Whether every number of a result is finite. Reads all of it: done beside the owner, not in it.
 pub(super) fn is_finite(result: &TaskResult) -> bool {
     match result {
-        TaskResult::Noise(array) | TaskResult::Moments(array) | TaskResult::Image(array) => array.is_finite(),
+        TaskResult::Noise(array)
+        | TaskResult::Moments(array)
+        | TaskResult::Image(array)
+        | TaskResult::Norms(array) => array.is_finite(),
         TaskResult::Text(text) => text.states.is_finite() && text.pooled.is_finite(),
     }
 }

@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use gigasmith_proto::domain::{Progressed, RenderState, RenderStatus};
+use gigasmith_proto::domain::{CheckpointStatus, Progressed, RenderState, RenderStatus};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinHandle;
 
 use super::{JobChange, JobError};
 use crate::farm::Lane;
-use crate::render::StageBegin;
+use crate::render::{Live, StageBegin};
 use crate::spec::RenderSpec;
-use crate::store::{Claim, RenderRecord, StateRecord, Stored};
+use crate::store::{Claim, RenderRecord, StateRecord, Stored, Tallied};
 
 /// Over how many seconds the rate is measured.
 const RATE_SECONDS: f64 = 30.0;
@@ -34,6 +34,10 @@ pub(super) struct Entry {
     pub(super) late: String,
     /// The right to write of it, once it was started.
     pub(super) claim: Option<Claim>,
+    /// What its keeper has written.
+    pub(super) tallied: Option<Tallied>,
+    /// What can be seen of it.
+    pub(super) live: Option<Arc<Live>>,
     /// Another coordinator has it, or it was removed: it rests here, and nothing of it is written.
     lost: bool,
     /// Held while a person's change is made.
@@ -62,6 +66,8 @@ impl Entry {
             trouble: String::new(),
             late: String::new(),
             claim: None,
+            tallied: None,
+            live: None,
             lost: false,
             changing: Arc::default(),
             writing: Arc::default(),
@@ -84,6 +90,8 @@ impl Entry {
         self.late.clear();
         self.lane = None;
         self.runner = None;
+        self.tallied = None;
+        self.live = None;
         self.recent.clear();
     }
 
@@ -148,9 +156,23 @@ impl Entry {
             patches_done: done,
             patches,
             phase: String::new(),
+            tiles_done: 0,
+            tiles: 0,
             rate: 0.0,
             patches_left: patches.saturating_sub(done) + later,
         };
+    }
+
+    /// Something happens between stages.
+    pub(super) fn phase(&mut self, what: &str) {
+        self.progress.phase = what.to_owned();
+        (self.progress.tiles_done, self.progress.tiles) = (0, 0);
+        self.progress.rate = 0.0;
+    }
+
+    /// So many of the phase's tiles are done.
+    pub(super) fn tiles(&mut self, done: u64, all: u64) {
+        (self.progress.tiles_done, self.progress.tiles) = (done, all);
     }
 
     /// Another coordinator has it, or it was removed: it rests here, and its stored state stays that one's.
@@ -198,6 +220,11 @@ impl Entry {
         let size = self.spec.as_ref().map(|s| s.upscales.last().map_or(s.base, |u| u.size));
         let late = (!self.late.is_empty())
             .then(|| format!("checkpoints are late: {}; the render goes on", self.late));
+        let tally = self.tallied.as_ref().map(Tallied::tally);
+        let checkpoint = tally.and_then(|tally| {
+            let age = tally.at?.elapsed().as_secs_f64();
+            Some(CheckpointStatus { age, bytes: tally.last })
+        });
         RenderStatus {
             id: self.record.id.clone(),
             state: self.state,
@@ -210,6 +237,8 @@ impl Entry {
             workers: if self.state.is_final() { 0 } else { workers as u32 },
             reason,
             warnings: self.warnings.iter().cloned().chain(late).collect(),
+            format: request.format.kind.extension().to_owned(),
+            checkpoint,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One render on the farm, from its spec to its result in the store.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use gigasmith_proto::domain::{ModelDescription, RenderState};
 use tokio::sync::mpsc;
@@ -9,16 +9,18 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::Jobs;
 use crate::farm::{Lane, LaneOptions, TaskError};
-use crate::render::{Course, Progress, RenderError, RenderInputs, StageBegin, render_from};
+use crate::render::{Course, Live, Progress, RenderError, RenderInputs, StageBegin, render_from};
 use crate::request::given_plans;
 use crate::sampler::plan::{Geometry, Plan};
 use crate::spec::RenderSpec;
 use crate::store::{
-    Claim, Closed, Keeper, KeeperStart, Outputs, RenderRecord, Restored, StoreError, StoredState,
+    Claim, Closed, Keeper, KeeperStart, Outputs, RenderRecord, Restored, StoreError, StoredState, Told,
 };
 
 /// How long a last checkpoint may take when the coordinator ends.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
+/// Parts of a picture that are written between two words about it.
+const TOLD_EVERY: u64 = 64;
 /// Between two attempts to read or write the store.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -169,7 +171,11 @@ async fn attempt_claimed(
         stop: stop.clone(),
     });
     let inputs = RenderInputs { picture: inputs.picture, plans };
-    let mut course = Course::new(&mut progress, &mut keeper, stop);
+    let live = Arc::new(Live::new(first_version()));
+    let (tallied, shown) = (keeper.tallied(), live.clone());
+    jobs.update(id, |entry| (entry.tallied, entry.live) = (Some(tallied), Some(shown)));
+    let course = Course::new(&mut progress, &mut keeper, stop);
+    let mut course = course.with_scratch(store.scratch().clone()).with_live(live);
     let rendered = render_from(lane, spec, inputs, resumed, &mut course).await;
     let closed = match &rendered {
         // What it made is stored now; nobody will go on from its checkpoints.
@@ -186,11 +192,25 @@ async fn attempt_claimed(
     }
     progress.phase("storing the picture");
     let rendered = rendered?;
-    let spec = spec.clone();
-    let encoded = tokio::task::spawn_blocking(move || Outputs::encode(&rendered, &spec, patch_side)).await;
-    let outputs = encoded.map_err(|e| e.to_string()).flatten();
+    let (spec, format, scratch) = (spec.clone(), record.request.format, store.scratch().clone());
+    let outputs =
+        tokio::task::spawn_blocking(move || Outputs::of(&rendered, &spec, patch_side, (format, &scratch)));
+    let outputs = outputs.await.map_err(|e| e.to_string()).flatten();
     let outputs = outputs.map_err(|e| Ended::Failed(format!("writing the picture failed: {e}")))?;
-    patiently(jobs, id, || store.put_result(id, claim, &outputs)).await
+    let (told, named) = (jobs.clone(), id.to_owned());
+    let told: Told = Arc::new(move |done, all| {
+        if done % TOLD_EVERY == 0 || done == all {
+            told.update(&named, |entry| entry.tiles(done, all));
+        }
+    });
+    patiently(jobs, id, || store.put_result(id, claim, &outputs, told.clone())).await
+}
+
+/// Versions of what is to be seen go on from the time, so that whoever saw another process's does not take
+/// ours for the same.
+fn first_version() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
 }
 
 /// A task that ends with its owner.
@@ -222,7 +242,7 @@ async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
     let tries = async {
         loop {
             match attempt().await {
-                Err(error @ StoreError::Store { .. }) => {
+                Err(error @ (StoreError::Store { .. } | StoreError::Scratch(_))) => {
                     tracing::warn!(id, %error, retry_in = ?RETRY, "the store is away");
                     jobs.update(id, |entry| entry.trouble = error.to_string());
                     tokio::time::sleep(RETRY).await;
@@ -271,7 +291,11 @@ impl Progress for JobProgress<'_> {
     }
 
     fn phase(&mut self, what: &'static str) {
-        self.jobs.update(self.id, |entry| entry.progress.phase = what.to_owned());
+        self.jobs.update(self.id, |entry| entry.phase(what));
+    }
+
+    fn tiles(&mut self, done: usize, total: usize) {
+        self.jobs.update(self.id, |entry| entry.tiles(done as u64, total as u64));
     }
 
     fn late(&mut self, reason: Option<&str>) {

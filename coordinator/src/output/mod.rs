@@ -2,12 +2,23 @@
 //!
 //! Nothing is ever half there under its final name: files are written beside it under a temporary
 //! name, renamed when whole, and synced with their folder. Files say nothing that varies from run to run.
+//! Pictures are read from their pyramid part by part, and never held whole.
 
+mod dzi;
+mod format;
+mod jpeg;
 mod png;
 mod settings;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tiff;
+mod tiff_text;
+mod tiles;
+mod xmp;
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use gigasmith_proto::domain::Array;
@@ -15,8 +26,18 @@ use image::{DynamicImage, ImageDecoder, ImageReader};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 
-pub use self::png::{encode_png, read_text, write_png};
-pub use settings::{Settings, SettingsError};
+pub use self::png::{read_settings_png, write_png};
+pub use dzi::folder::{FolderSink, check_replaceable};
+pub use dzi::{
+    DziFormat, DziNotes, DziOptions, DziSink, descriptor, files_folder, max_level, notes_path, tile_path,
+    write_dzi,
+};
+pub use format::{Format, FormatError, Kind, Quality, Written, read_settings, write_file, write_picture};
+pub(crate) use jpeg::encode_jpeg;
+pub use settings::{Embedded, Settings, SettingsError};
+pub use tiff::{TiffCompression, TiffOptions, TiffVariant, write_tiff};
+pub(crate) use tiff_text::TiffText;
+pub use tiff_text::read_settings_tiff;
 
 use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::resize::Picture;
@@ -47,6 +68,12 @@ pub struct ReadError {
     reason: String,
 }
 
+impl ReadError {
+    pub(crate) fn new(path: &Path, reason: impl ToString) -> Self {
+        Self { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
 /// Reads a picture as 8-bit RGB, turned as its EXIF orientation says; transparency is dropped.
 pub fn read_picture(path: &Path) -> Result<Picture, ReadError> {
     let read = || -> Result<DynamicImage, image::ImageError> {
@@ -72,25 +99,67 @@ pub fn read_picture(path: &Path) -> Result<Picture, ReadError> {
     Ok(Picture::new(size, image.into_rgb8().into_raw()))
 }
 
-/// Writes a file under a temporary name in the same folder, then renames it. A link is followed; what
-/// is there and no regular file is left alone.
+/// A file that has its final name only once it is whole. A link is followed; what is there and no regular
+/// file is left alone.
+#[derive(Debug)]
+pub struct PartFile {
+    path: PathBuf,
+    file: io::BufWriter<tempfile::NamedTempFile>,
+}
+
+impl PartFile {
+    /// Begins a file beside its place, under a temporary name.
+    pub fn create(path: &Path) -> Result<Self, WriteError> {
+        let attempt = || -> io::Result<Self> {
+            let path = destination(path)?;
+            let file = io::BufWriter::with_capacity(1 << 20, beside(&path)?);
+            Ok(Self { path, file })
+        };
+        attempt().map_err(|e| WriteError::new(path, e))
+    }
+
+    /// Gives it its name.
+    pub fn finish(self) -> Result<(), WriteError> {
+        let Self { path, file } = self;
+        let attempt = || -> io::Result<()> {
+            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|e| e.error)?;
+            sync_folder(&path)
+        };
+        attempt().map_err(|e| WriteError::new(&path, e))
+    }
+}
+
+impl Write for PartFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for PartFile {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+/// Writes a file under a temporary name in the same folder, then renames it.
 pub fn write_atomically(
     path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    write: impl FnOnce(&mut PartFile) -> io::Result<()>,
 ) -> Result<(), WriteError> {
-    let attempt = || -> io::Result<()> {
-        let path = &destination(path)?;
-        let mut file = beside(path)?;
-        {
-            let mut buffered = io::BufWriter::new(file.as_file_mut());
-            write(&mut buffered)?;
-            buffered.flush()?;
-        }
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        sync_folder(path)
-    };
-    attempt().map_err(|e| WriteError::new(path, e))
+    let mut file = PartFile::create(path)?;
+    write(&mut file).map_err(|e| WriteError::new(path, e))?;
+    file.finish()
+}
+
+/// The same for bytes that are there.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+    write_atomically(path, |file| file.write_all(bytes))
 }
 
 /// Fails when a file of this name could not be written: before hours of work, not after.
@@ -116,7 +185,7 @@ fn folder_of(path: &Path) -> &Path {
 /// Makes a renamed file's name outlast a power cut.
 fn sync_folder(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
-    match std::fs::File::open(folder_of(path))?.sync_all() {
+    match File::open(folder_of(path))?.sync_all() {
         // Some network file systems know no such thing.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         other => other,
@@ -139,7 +208,7 @@ fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
 /// the render's settings in the header.
 pub fn write_latents(path: &Path, latent: &Array, settings: &Settings) -> Result<(), WriteError> {
     let bytes = encode_latents(latent, settings).map_err(|e| WriteError::new(path, e))?;
-    write_atomically(path, |file| file.write_all(&bytes))
+    write_bytes(path, &bytes)
 }
 
 /// The same as bytes.

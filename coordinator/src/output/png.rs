@@ -1,40 +1,58 @@
-//! PNG: pixels, and the settings as text chunks.
+//! PNG: pixels by bands of rows, any size in the memory of a few rows, and the settings as text chunks.
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::path::Path;
 
 use png::{BitDepth, ColorType, Compression, Decoder, Encoder};
 
-use super::{ReadError, Settings, WriteError, write_atomically};
-use crate::sampler::resize::Picture;
+use super::tiles::read_exactly;
+use super::{Embedded, ReadError};
+use crate::raster::Levels;
+use crate::sampler::units::PixelRect;
 
 /// Keyword of the text that A1111, ComfyUI and their companions read.
 const PARAMETERS: &str = "parameters";
 /// Keyword of the JSON that renders the picture again.
 const SETTINGS: &str = "gigasmith";
+/// Rows read at once: about 16 MB of pixels.
+const BAND_BYTES: usize = 16 << 20;
+/// Compressed bytes in a chunk.
+const CHUNK: usize = 64 << 10;
 
-/// Writes a picture with its settings.
-pub fn write_png(path: &Path, picture: &Picture, settings: &Settings) -> Result<(), WriteError> {
-    write_atomically(path, |file| encode_png(file, picture, settings))
-}
-
-/// The same to anything that takes bytes.
-pub fn encode_png(file: impl io::Write, picture: &Picture, settings: &Settings) -> io::Result<()> {
-    let mut encoder = Encoder::new(file, picture.size().width, picture.size().height);
+/// Writes level 0 with its texts. `progress` gets rows written and all rows, and ends the writing with an
+/// error of its own.
+pub fn write_png(
+    file: impl Write,
+    levels: &dyn Levels,
+    embedded: &Embedded,
+    progress: &mut dyn FnMut(u64, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let size = levels.size(0);
+    let mut encoder = Encoder::new(file, size.width, size.height);
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     encoder.set_compression(Compression::Balanced);
-    add_text(&mut encoder, PARAMETERS, settings.to_parameters())?;
-    add_text(&mut encoder, SETTINGS, settings.to_json())?;
-    encoder.add_text_chunk("Software".into(), settings.software.clone())?;
+    add_text(&mut encoder, PARAMETERS, embedded.parameters.clone())?;
+    add_text(&mut encoder, SETTINGS, embedded.json.clone())?;
+    encoder.add_text_chunk("Software".into(), embedded.software.clone())?;
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(picture.rgb())?;
+    let mut stream = writer.stream_writer_with_size(CHUNK)?;
+    let band = (BAND_BYTES / (size.width as usize * 3)).clamp(1, 1024) as u32;
+    let mut top = 0;
+    while top < size.height {
+        let rows = band.min(size.height - top);
+        let rect = PixelRect { left: 0, top, width: size.width, height: rows };
+        stream.write_all(&read_exactly(levels, 0, rect)?)?;
+        top += rows;
+        progress(u64::from(top), u64::from(size.height))?;
+    }
+    stream.finish()?;
     Ok(writer.finish()?)
 }
 
 /// As `tEXt` where Latin-1 can hold it, as every reader expects, else as `iTXt` (UTF-8).
-fn add_text<W: io::Write>(encoder: &mut Encoder<'_, W>, keyword: &str, text: String) -> io::Result<()> {
+fn add_text<W: Write>(encoder: &mut Encoder<'_, W>, keyword: &str, text: String) -> io::Result<()> {
     let latin1 = text.chars().all(|c| u32::from(c) <= 0xff && c != '\0');
     let added = match latin1 {
         true => encoder.add_text_chunk(keyword.into(), text),
@@ -44,7 +62,7 @@ fn add_text<W: io::Write>(encoder: &mut Encoder<'_, W>, keyword: &str, text: Str
 }
 
 /// The settings' JSON of a PNG this program wrote; `None` when it carries none.
-pub fn read_text(path: &Path) -> Result<Option<String>, ReadError> {
+pub fn read_settings_png(path: &Path) -> Result<Option<String>, ReadError> {
     let read = || -> Result<Option<String>, png::DecodingError> {
         let mut reader = Decoder::new(BufReader::new(File::open(path)?)).read_info()?;
         reader.finish()?;
@@ -59,8 +77,13 @@ pub fn read_text(path: &Path) -> Result<Option<String>, ReadError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::read_picture;
+    use std::io::Cursor;
+
+    use super::super::testing::{Memory, embedded};
+    use super::super::{Settings, read_picture, write_atomically};
     use super::*;
+    use crate::raster::{Raster, Scratch};
+    use crate::sampler::resize::Picture;
     use crate::sampler::units::ImageSize;
     use crate::spec::RenderSpec;
 
@@ -72,11 +95,13 @@ mod tests {
     fn pixels_and_settings_come_back_in_any_alphabet() {
         let folder = tempfile::tempdir().unwrap();
         let picture = Picture::new(ImageSize { width: 2, height: 1 }, vec![0, 128, 255, 1, 2, 3]);
+        let raster = Raster::of(&picture, &Scratch::default()).unwrap();
         for prompt in ["a fox", "détail élevé", "富士山 at night\nand \"more\""] {
             let path = folder.path().join("a.png");
-            write_png(&path, &picture, &settings(prompt)).unwrap();
+            let embedded = settings(prompt).embedded();
+            write_atomically(&path, |file| write_png(file, &raster, &embedded, &mut |_, _| Ok(()))).unwrap();
             assert_eq!(read_picture(&path).unwrap(), picture);
-            let json = read_text(&path).unwrap().expect("settings were written");
+            let json = read_settings_png(&path).unwrap().expect("settings were written");
             assert_eq!(Settings::from_json(&json).unwrap(), settings(prompt));
         }
     }
@@ -97,5 +122,32 @@ mod tests {
         assert!(matches!(Settings::from_json("{}"), Err(super::super::SettingsError::Malformed(_))));
         let future = settings("a").to_json().replace("\"version\":1", "\"version\":2");
         assert_eq!(Settings::from_json(&future), Err(super::super::SettingsError::Version(2)));
+    }
+
+    #[test]
+    fn pixels_and_texts_come_back() {
+        for (width, height) in [(1, 1), (255, 257), (1000, 3), (700, 1513), (9000, 1100)] {
+            let picture = Memory::noise(width, height);
+            let mut file = Vec::new();
+            write_png(&mut file, &picture, &embedded(), &mut |_, _| Ok(())).unwrap();
+            let mut reader = Decoder::new(Cursor::new(&file)).read_info().unwrap();
+            let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
+            reader.next_frame(&mut rgb).unwrap();
+            assert!(rgb == picture.rgb(0));
+            let texts: Vec<_> = reader.info().utf8_text.iter().map(|c| c.get_text().unwrap()).collect();
+            assert_eq!(texts, [embedded().parameters, embedded().json]);
+            assert_eq!(reader.info().uncompressed_latin1_text[0].text, embedded().software);
+        }
+    }
+
+    #[test]
+    fn progress_can_end_it() {
+        let picture = Memory::smooth(20, 3000);
+        let mut stop = |done, total| match done {
+            1024 => Err(io::Error::other(format!("stopped at {done} of {total}"))),
+            _ => Ok(()),
+        };
+        let error = write_png(Vec::new(), &picture, &embedded(), &mut stop).unwrap_err();
+        assert_eq!(error.to_string(), "stopped at 1024 of 3000");
     }
 }

@@ -28,7 +28,23 @@ pub struct Settings {
     pub spec: RenderSpec,
 }
 
+/// The texts that go into a picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Embedded {
+    /// For people and their tools: prompt and settings as A1111 writes them.
+    pub parameters: String,
+    /// The settings' JSON, in one line.
+    pub json: String,
+    /// The program and its version.
+    pub software: String,
+}
+
 impl Settings {
+    /// The texts that go into the picture.
+    pub fn embedded(&self) -> Embedded {
+        Embedded { parameters: self.to_parameters(), json: self.to_json(), software: self.software.clone() }
+    }
+
     /// The settings of a render by this program.
     pub fn new(spec: RenderSpec) -> Self {
         Self { software: format!("gigasmith {}", env!("CARGO_PKG_VERSION")), spec }

@@ -7,9 +7,11 @@ use std::time::Duration;
 use gigasmith_proto::domain::{Array, Conditioning};
 use tokio_util::sync::CancellationToken;
 
+use super::live::Live;
+use crate::raster::{Raster, Scratch};
 use crate::sampler::blocks::BlockGrid;
 use crate::sampler::stage::{SavedStage, StageRules};
-use crate::sampler::units::ImageSize;
+use crate::sampler::units::{ImageSize, PixelRect};
 
 /// A stage that begins, or is taken up.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +38,13 @@ pub trait Progress: Send {
     fn patches(&mut self, done: usize) {
         let _ = done;
     }
-    /// Something short happens between stages: `encoding text`, `decoding`, `encoding`.
+    /// Something happens between stages: `encoding text`, `measuring`, `decoding`, `encoding`.
     fn phase(&mut self, what: &'static str) {
         let _ = what;
+    }
+    /// So many of the phase's tiles are done.
+    fn tiles(&mut self, done: usize, total: usize) {
+        let _ = (done, total);
     }
     /// Something the user should know.
     fn warn(&mut self, message: &str) {
@@ -112,12 +118,16 @@ pub enum PointAt {
 /// A picture of which some tiles are decoded.
 #[derive(Debug, Clone, Default)]
 pub struct SavedDecoding {
-    /// Finished rows of pixels from the top, RGB, one part per joined row of tiles.
-    pub bands: Vec<Arc<Vec<u8>>>,
+    /// The picture as far as it is finished; `None`: nothing is.
+    pub raster: Option<Arc<Raster>>,
+    /// Its finished rows from the top, one part per joined row of tiles.
+    pub bands: Vec<PixelRect>,
     /// What the last joined row of tiles leaves for the next.
     pub tails: Vec<Array>,
     /// Tiles of rows that are not joined yet, by position.
     pub waiting: BTreeMap<usize, Arc<Array>>,
+    /// The normalisation statistics that all tiles share, (groups, 2).
+    pub norms: Option<Arc<Array>>,
 }
 
 /// Where a render that was left stands. The default is its beginning.
@@ -149,7 +159,7 @@ pub enum ResumedAt {
         stage: u32,
         /// Its denoised latent, (channels, height, width).
         latent: Array,
-        /// Tiles of the last stage's picture.
+        /// Tiles of its picture.
         decoded: SavedDecoding,
     },
 }
@@ -171,6 +181,10 @@ pub struct Course<'a> {
     pub journal: &'a mut dyn Journal,
     /// Stops it: it leaves a last point and ends.
     pub stop: CancellationToken,
+    /// Where pictures under way lie.
+    pub scratch: Scratch,
+    /// Where others look at it.
+    pub live: Option<Arc<Live>>,
     late: bool,
 }
 
@@ -181,13 +195,23 @@ impl std::fmt::Debug for Course<'_> {
 }
 
 impl<'a> Course<'a> {
-    /// A course with all three.
+    /// A course with all three; pictures under way lie in the system's folder.
     pub fn new(
         progress: &'a mut dyn Progress,
         journal: &'a mut dyn Journal,
         stop: CancellationToken,
     ) -> Self {
-        Self { progress, journal, stop, late: false }
+        Self { progress, journal, stop, scratch: Scratch::default(), live: None, late: false }
+    }
+
+    /// Pictures under way lie elsewhere.
+    pub fn with_scratch(self, scratch: Scratch) -> Self {
+        Self { scratch, ..self }
+    }
+
+    /// Others may look at it.
+    pub fn with_live(self, live: Arc<Live>) -> Self {
+        Self { live: Some(live), ..self }
     }
 
     /// Gives a point to the journal if it is time for one, and tells when points are late. Returns whether

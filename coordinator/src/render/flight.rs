@@ -1,9 +1,12 @@
 //! Tasks under way, and arithmetic beside the loop that sends them.
 
+use std::sync::Arc;
+
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::farm::{Lane, TaskError};
+use super::RenderError;
+use crate::farm::Lane;
 
 /// Runs arithmetic in place, and lets the runtime's other tasks go on elsewhere meanwhile.
 pub(super) fn at_leisure<T>(work: impl FnOnce() -> T) -> T {
@@ -13,6 +16,11 @@ pub(super) fn at_leisure<T>(work: impl FnOnce() -> T) -> T {
         // There is no other thread.
         _ => work(),
     }
+}
+
+/// A place for each core.
+pub(super) fn all_cores() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)))
 }
 
 /// Runs arithmetic on a thread for it, no more at a time than there are cores.
@@ -30,7 +38,7 @@ pub(super) async fn on_a_core<T: Send + 'static>(
 /// Tasks under way on the farm, with what is done before and after.
 pub(super) struct Flight<'a, T> {
     lane: &'a Lane,
-    tasks: JoinSet<Result<T, TaskError>>,
+    tasks: JoinSet<Result<T, RenderError>>,
 }
 
 impl<'a, T: Send + 'static> Flight<'a, T> {
@@ -44,13 +52,13 @@ impl<'a, T: Send + 'static> Flight<'a, T> {
         self.tasks.len() < 2 * self.lane.slots().max(1)
     }
 
-    pub(super) fn send(&mut self, task: impl Future<Output = Result<T, TaskError>> + Send + 'static) {
+    pub(super) fn send(&mut self, task: impl Future<Output = Result<T, RenderError>> + Send + 'static) {
         self.tasks.spawn(task);
     }
 
     /// The next result in the order they come in; `None` when nothing is under way. Dropping the future loses
     /// no result.
-    pub(super) async fn next(&mut self) -> Result<Option<T>, TaskError> {
+    pub(super) async fn next(&mut self) -> Result<Option<T>, RenderError> {
         match self.tasks.join_next().await {
             None => Ok(None),
             Some(Ok(done)) => done.map(Some),

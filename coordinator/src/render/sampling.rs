@@ -5,11 +5,10 @@ use std::sync::Arc;
 use gigasmith_proto::domain::{
     Array, Conditioning, ConditioningId, ModelDescription, NoiseTask, PagScale, Task, TaskResult, WireDtype,
 };
-use tokio::sync::Semaphore;
 
 use super::RenderError;
 use super::course::{Course, Point, PointAt};
-use super::flight::{Flight, on_a_core};
+use super::flight::{Flight, all_cores, on_a_core};
 use crate::farm::{Lane, TaskError, TaskOrder};
 use crate::sampler::stage::{PatchInput, StageObserver, StageRun};
 use crate::sampler::units::{ImageSize, LatentSize, Window};
@@ -54,8 +53,7 @@ impl Sampling {
         course: &mut Course<'_>,
     ) -> Result<Array, RenderError> {
         let mut flight = Flight::new(&self.lane);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let cores = Arc::new(Semaphore::new(cores));
+        let cores = all_cores();
         let point = |run: &StageRun| Point {
             conditioning: self.conditioning.1.clone(),
             stage,

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use gigasmith_proto::domain::{Array, Task, TaskResult};
+use gigasmith_proto::domain::Array;
 
 use super::RenderError;
-use super::course::{Course, Point, PointAt, SavedDecoding};
+use super::course::{Course, Point, PointAt, SavedDecoding, StageBegin};
 use super::flight::{Flight, at_leisure};
 use super::sampling::Sampling;
-use crate::farm::TaskOrder;
+use super::tiles::{Enlarged, Input, Passage};
+use crate::raster::Raster;
 use crate::sampler::blocks::BlockGrid;
-use crate::sampler::noise::{NoiseField, crop};
-use crate::sampler::resize::Picture;
-use crate::sampler::tiles::{Joiner, Tiling, VaeMode, picture_window, to_rgb};
-use crate::sampler::units::{ImageSize, LatentSize, Window};
+use crate::sampler::noise::NoiseField;
+use crate::sampler::tiles::VaeMode;
+use crate::sampler::tiles::join::{Band, Joiner, join};
+use crate::sampler::units::{ImageSize, LatentSize, PixelRect, Window};
 
 /// `std = exp(logvar / 2)`.
 fn std_of(logvar: f32) -> f32 {
@@ -43,103 +44,128 @@ pub fn sampled_latent(mean: &Array, std: &Array, noise: &Array, scaling_factor: 
     latent
 }
 
-/// The same from encoded moments (2 C, h, w) and a field of noise, row by row: a whole field would be
-/// another canvas in memory.
-pub(super) fn latent_of(moments: &Array, noise: &NoiseField, scaling_factor: f32) -> Array {
-    let (channels, height, width) = moments.chw().expect("moments have three axes");
+/// The same for some rows of a latent, from `top` on: encoded moments (2 C, rows, w), and a field of noise
+/// of which a whole window would be another canvas in memory.
+fn sample_rows(latent: &mut Array, top: usize, moments: &Array, noise: &NoiseField, scaling_factor: f32) {
+    let (_, height, width) = latent.chw().expect("a latent has three axes");
+    let rows = moments.chw().expect("moments have three axes").1;
     let (means, logvars) = moments.data().split_at(moments.data().len() / 2);
-    let mut latent = Array::zeros([channels / 2, height, width]);
-    for row in 0..height {
-        let noise = noise.window(Window { top: row, left: 0, height: 1, width });
+    for row in 0..rows {
+        let noise = noise.window(Window { top: top + row, left: 0, height: 1, width });
         for (channel, noise) in noise.data().chunks_exact(width).enumerate() {
-            let row = (channel * height + row) * width..(channel * height + row + 1) * width;
-            let moments = means[row.clone()].iter().zip(&logvars[row.clone()]);
-            for ((out, &noise), (&mean, &logvar)) in latent.data_mut()[row].iter_mut().zip(noise).zip(moments)
-            {
+            let from = (channel * rows + row) * width..(channel * rows + row + 1) * width;
+            let moments = means[from.clone()].iter().zip(&logvars[from]);
+            let out = &mut latent.data_mut()[(channel * height + top + row) * width..][..width];
+            for ((out, &noise), (&mean, &logvar)) in out.iter_mut().zip(noise).zip(moments) {
                 *out = sampled(scaling_factor, mean, std_of(logvar), noise);
             }
         }
     }
-    latent
 }
 
 impl Sampling {
     /// Encodes a picture: mean and log-variance, (2 C, h, w).
-    pub async fn encode(&self, stage: u32, mode: VaeMode, picture: &Picture) -> Result<Array, RenderError> {
-        let size = picture.size();
-        let input = LatentSize { height: size.height as usize, width: size.width as usize };
-        let (tile, factor) = (self.model().vae_tile as usize, self.model().latent_factor as usize);
-        let tiling = match mode.is_tiled(size) {
-            true => Tiling::published(input, tile, tile / factor),
-            false => Tiling::whole(input),
-        };
-        let windows = tiling.windows();
-        let task = |i: usize| Task::EncodeTile { image: Arc::new(picture_window(picture, windows[i])) };
-        let mut results: Vec<Option<Array>> = vec![None; windows.len()];
-        let mut flight = Flight::new(&self.lane);
-        let mut next = 0..windows.len();
-        while let Some((i, tile)) = self.next_tile(stage, &mut flight, &mut next, task).await? {
-            results[i] = Some(tile);
-        }
-        Ok(at_leisure(|| {
-            tiling.join(results.into_iter().map(|r| r.expect("every tile was answered")).collect())
-        }))
-    }
-
-    fn decoder_tiling(&self, mode: VaeMode, latent: &Array) -> Tiling {
-        let (_, height, width) = latent.chw().expect("a latent has three axes");
-        let (tile, factor) = (self.model().vae_tile, self.model().latent_factor);
-        Tiling::decoding(mode, LatentSize { height, width }, tile, factor)
-    }
-
-    fn decode_task(&self, latent: &Array, window: Window) -> Task {
-        let mut latent = crop(latent, window);
-        latent.data_mut().iter_mut().for_each(|v| *v /= self.model().scaling_factor);
-        Task::DecodeTile { latent: Arc::new(latent) }
+    pub async fn encode(&self, stage: u32, mode: VaeMode, picture: Enlarged) -> Result<Array, RenderError> {
+        let mut passage = Passage::new(self, stage, mode, Input::Picture(picture));
+        passage.measure(&mut ()).await?;
+        self.through(&passage).await
     }
 
     /// Decodes a latent: (3, height, width), nominally in [-1, 1].
     pub async fn decode(&self, stage: u32, mode: VaeMode, latent: &Array) -> Result<Array, RenderError> {
-        let tiling = self.decoder_tiling(mode, latent);
-        let windows = tiling.windows();
-        let mut results: Vec<Option<Array>> = vec![None; windows.len()];
+        let mut passage = Passage::new(self, stage, mode, Input::Latent(Arc::new(latent.clone())));
+        passage.measure(&mut ()).await?;
+        self.through(&passage).await
+    }
+
+    /// Everything at once, joined in memory.
+    async fn through(&self, passage: &Passage<'_>) -> Result<Array, RenderError> {
+        let mut results: Vec<Option<Array>> = vec![None; passage.tiling.len()];
         let mut flight = Flight::new(&self.lane);
-        let (mut next, task) = (0..windows.len(), |i: usize| self.decode_task(latent, windows[i]));
-        while let Some((i, tile)) = self.next_tile(stage, &mut flight, &mut next, task).await? {
+        let mut next = 0..results.len();
+        while let Some((i, tile)) = passage.next_tile(&mut flight, &mut next).await? {
             results[i] = Some(tile);
         }
         Ok(at_leisure(|| {
-            tiling.join(results.into_iter().map(|r| r.expect("every tile was answered")).collect())
+            join(&passage.tiling, results.into_iter().map(|r| r.expect("every tile was answered")).collect())
         }))
     }
 
-    /// Decodes a latent to pixels, from where `decoded` says that it was left. Gives points to the journal
-    /// when `grid`, the canvas's, is given; when it is stopped then, it leaves a last one.
-    pub async fn decode_picture(
+    /// Encodes a picture to a latent, `factor * (mean + std * noise)`, row of tiles by row of tiles.
+    pub(super) async fn encode_latent(
         &self,
         (stage, mode): (u32, VaeMode),
-        latent: &Arc<Array>,
-        grid: Option<BlockGrid>,
+        picture: Enlarged,
+        noise: &NoiseField,
+        course: &mut Course<'_>,
+    ) -> Result<Array, RenderError> {
+        let mut passage = Passage::new(self, stage, mode, Input::Picture(picture));
+        course.progress.phase("measuring");
+        passage.measure(course.progress).await?;
+        course.progress.phase("encoding");
+        let LatentSize { height, width } = passage.tiling.size();
+        let mut latent = Array::zeros([self.model().latent_channels as usize, height, width]);
+        let mut joiner = Joiner::new(passage.tiling.clone());
+        let mut flight = Flight::new(&self.lane);
+        let (total, mut next, mut top) = (passage.tiling.len(), 0..passage.tiling.len(), 0);
+        while let Some((i, tile)) = passage.next_tile(&mut flight, &mut next).await? {
+            at_leisure(|| {
+                for band in joiner.add(i, Arc::new(tile)) {
+                    sample_rows(&mut latent, top, &band.to_array(), noise, self.model().scaling_factor);
+                    top += band.height();
+                }
+            });
+            course.progress.tiles(total - joiner.missing().count(), total);
+        }
+        Ok(latent)
+    }
+
+    /// Decodes a latent to pixels, from where `decoded` says that it was left. Gives points to the journal;
+    /// when it is stopped, it leaves a last one.
+    pub(super) async fn decode_picture(
+        &self,
+        (begin, mode): (StageBegin, VaeMode),
+        (latent, grid): (&Arc<Array>, BlockGrid),
         decoded: SavedDecoding,
         course: &mut Course<'_>,
-    ) -> Result<Picture, RenderError> {
-        let tiling = self.decoder_tiling(mode, latent);
-        let windows = tiling.windows();
-        let SavedDecoding { mut bands, tails, waiting } = decoded;
-        let mut joiner = Joiner::restore(tiling, bands.len(), tails);
-        waiting.into_iter().for_each(|(i, tile)| bands.extend(joiner.add(i, tile).iter().map(pixels)));
+    ) -> Result<Arc<Raster>, RenderError> {
+        let (stage, live) = (begin.stage, course.live.clone());
+        let mut passage = Passage::new(self, stage, mode, Input::Latent(latent.clone()));
+        let SavedDecoding { raster, bands, tails, waiting, norms } = decoded;
+        passage.norms = norms;
+        course.progress.phase("measuring");
+        passage.measure(course.progress).await?;
+        course.progress.phase("decoding");
+        let (_, height, width) = latent.chw().expect("a latent has three axes");
+        let factor = self.model().latent_factor;
+        let size = ImageSize { width: width as u32 * factor, height: height as u32 * factor };
+        let raster = match raster {
+            Some(raster) => raster,
+            None => Arc::new(Raster::create(size, &course.scratch)?),
+        };
+        let mut joiner = Joiner::restore(passage.tiling.clone(), bands.len(), tails);
+        let mut state = Decoding { raster, bands };
+        for (i, tile) in waiting {
+            state.take_in(joiner.add(i, tile))?;
+        }
+        if let Some(live) = &live {
+            at_leisure(|| live.decode(begin, latent, &state.raster, &passage.tiling, self.model()));
+        }
         let missing: Vec<usize> = joiner.missing().collect();
-        let (mut next, task) = (missing.into_iter(), |i: usize| self.decode_task(latent, windows[i]));
-        let point = |joiner: &Joiner, bands: &[Arc<Vec<u8>>], grid| Point {
+        let total = passage.tiling.len();
+        let mut next = missing.into_iter();
+        let point = |joiner: &Joiner, state: &Decoding| Point {
             conditioning: self.conditioning.1.clone(),
             stage,
             at: PointAt::Decoding {
                 latent: latent.clone(),
                 grid,
                 decoded: SavedDecoding {
-                    bands: bands.to_vec(),
+                    raster: Some(state.raster.clone()),
+                    bands: state.bands.clone(),
                     tails: joiner.tails().to_vec(),
                     waiting: joiner.waiting().clone(),
+                    norms: passage.norms.clone(),
                 },
             },
         };
@@ -150,73 +176,59 @@ impl Sampling {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {
-                    if let Some(grid) = grid {
-                        course.journal.note(point(&joiner, &bands, grid));
-                    }
+                    course.journal.note(point(&joiner, &state));
                     return Err(RenderError::Stopped);
                 }
-                tile = self.next_tile(stage, &mut flight, &mut next, task) => {
-                    let tile = tile.inspect_err(|_| {
-                        grid.into_iter().for_each(|grid| course.journal.note(point(&joiner, &bands, grid)));
-                    })?;
+                tile = passage.next_tile(&mut flight, &mut next) => {
+                    let tile = tile.inspect_err(|_| course.journal.note(point(&joiner, &state)))?;
                     let Some((i, tile)) = tile else { break };
-                    let joined = at_leisure(|| joiner.add(i, Arc::new(tile)).iter().map(pixels).collect::<Vec<_>>());
-                    bands.extend(joined);
+                    let rows = at_leisure(|| state.take_in(joiner.add(i, Arc::new(tile))))?;
+                    live.iter().for_each(|live| live.decoded(i, rows));
+                    course.progress.tiles(total - joiner.missing().count(), total);
                     nothing_new = false;
                 }
-                () = course.due(nothing_new || grid.is_none()) => {}
+                () = course.due(nothing_new) => {}
             }
-            if let Some(grid) = grid.filter(|_| !nothing_new) {
-                nothing_new = course.offer(|| point(&joiner, &bands, grid));
+            if !nothing_new {
+                nothing_new = course.offer(|| point(&joiner, &state));
             }
         }
-        let (_, height, width) = latent.chw().expect("a latent has three axes");
-        let factor = self.model().latent_factor;
-        let size = ImageSize { width: width as u32 * factor, height: height as u32 * factor };
-        Ok(at_leisure(|| Picture::new(size, joined(bands))))
-    }
-
-    /// Keeps tiles in flight, and returns the next answer with its position; `None` when all are answered.
-    /// Dropping the future loses no answer.
-    async fn next_tile(
-        &self,
-        stage: u32,
-        flight: &mut Flight<'_, (usize, TaskResult)>,
-        next: &mut (impl Iterator<Item = usize> + Send),
-        task: impl Fn(usize) -> Task,
-    ) -> Result<Option<(usize, Array)>, RenderError> {
-        while flight.has_room() {
-            let Some(position) = next.next() else { break };
-            let (lane, task) = (self.lane.clone(), task(position));
-            flight.send(async move {
-                let order = TaskOrder { stage, position: position as u32 };
-                Ok((position, lane.run(order, task).await?))
-            });
+        course.journal.note(point(&joiner, &state));
+        if let Some(live) = &live {
+            at_leisure(|| live.finish(latent, &state.raster, stage + 1 == begin.total, factor as usize));
         }
-        match flight.next().await? {
-            None => Ok(None),
-            Some((position, TaskResult::Moments(array) | TaskResult::Image(array))) => {
-                Ok(Some((position, array)))
-            }
-            Some((_, other)) => unreachable!("the farm checks the kind of an answer: {other:?}"),
-        }
+        Ok(state.raster)
     }
 }
 
-fn pixels(band: &Array) -> Arc<Vec<u8>> {
-    Arc::new(to_rgb(band))
+/// A picture as far as it is decoded.
+struct Decoding {
+    raster: Arc<Raster>,
+    /// Its finished rows, one part per joined row of tiles.
+    bands: Vec<PixelRect>,
 }
 
-/// Bands one below the other; each is let go as it is copied.
-fn joined(bands: Vec<Arc<Vec<u8>>>) -> Vec<u8> {
-    let mut rgb = Vec::with_capacity(bands.iter().map(|b| b.len()).sum());
-    bands.into_iter().for_each(|band| rgb.extend_from_slice(&band));
-    rgb
+impl Decoding {
+    /// Writes what is finished, and returns from which row to which that is.
+    fn take_in(&mut self, bands: Vec<Band>) -> std::io::Result<Option<(u32, u32)>> {
+        let width = self.raster.picture_size().width;
+        let end = |bands: &[PixelRect]| bands.last().map_or(0, |b| b.top + b.height);
+        let before = end(&self.bands);
+        for band in bands {
+            let (top, height) = (end(&self.bands), band.height() as u32);
+            self.raster.write_rows(top, &band.to_rgb())?;
+            self.raster.finish(top + height)?;
+            self.bands.push(PixelRect { top, left: 0, height, width });
+        }
+        let now = end(&self.bands);
+        Ok((now > before).then_some((before, now)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::noise::crop;
     use crate::sampler::philox::Purpose;
 
     #[test]
@@ -226,6 +238,11 @@ mod tests {
         let moments = Array::new([4, 5, 7], moments).unwrap();
         let (mean, std) = mean_and_std(&moments);
         let whole = noise.whole(LatentSize { height: 5, width: 7 });
-        assert_eq!(latent_of(&moments, &noise, 0.13), sampled_latent(&mean, &std, &whole, 0.13));
+        let mut latent = Array::zeros([2, 5, 7]);
+        for (top, height) in [(0, 2), (2, 3)] {
+            let rows = crop(&moments, Window { top, left: 0, height, width: 7 });
+            sample_rows(&mut latent, top, &rows, &noise, 0.13);
+        }
+        assert_eq!(latent, sampled_latent(&mean, &std, &whole, 0.13));
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use resolve::{Resolved, given_plans, resolve};
 
+use crate::output::Format;
 use crate::sampler::cascade::CascadeError;
 use crate::sampler::plan::{PlanFileError, PlanKind};
 use crate::sampler::resize::Picture;
@@ -86,8 +87,15 @@ pub struct RenderRequest {
     pub wire: Option<WireDtype>,
     /// Whether workers of any numeric class may take part.
     pub mix: bool,
+    /// How its picture is to be kept. (Not a part of the spec: the pixels are the same.)
+    #[serde(skip_serializing_if = "is_default")]
+    pub format: Format,
     /// The settings of a picture made before.
     pub from: Option<RenderSpec>,
+}
+
+fn is_default(format: &Format) -> bool {
+    *format == Format::default()
 }
 
 /// More text than any prompt has; the encoders see 77 tokens.

@@ -82,7 +82,7 @@ pub fn resolve(
         plan_hash: inputs.plan.as_ref().map(|json| blake3::hash(json.as_bytes()).to_string()),
         rng: pick(request.rng, None, from.map(|f| f.rng), Rng::Philox),
         crops: pick(None, paper.map(|p| p.crops), from.map(|f| f.crops), Crops::True),
-        vae: pick(request.vae, paper.map(|p| p.vae), from.map(|f| f.vae), VaeMode::Auto),
+        vae: pick(request.vae, paper.map(|p| p.vae), from.map(|f| f.vae), VaeMode::Seamless),
         image_hash: picture.map(|p| blake3::hash(p.rgb()).to_string()),
         wire: pick(request.wire, None, from.map(|f| f.wire), Default::default()),
         mix: request.mix,

@@ -79,6 +79,12 @@ impl Canvas {
         }
     }
 
+    /// The fewest steps that a pixel of a window has left behind.
+    pub fn steps_done(&self, window: Window) -> u16 {
+        let row = |row: usize| &self.steps_done[row * self.grid.size().width..][window.left..window.right()];
+        (window.top..window.bottom()).flat_map(row).copied().min().unwrap_or(0)
+    }
+
     /// The blocks that have been written to.
     pub fn saved(&self) -> Vec<SavedBlock> {
         let written = self.blocks.iter().enumerate().filter(|(_, block)| block.version > 0);

@@ -4,7 +4,7 @@
 
 use std::f64::consts::PI;
 
-use super::units::ImageSize;
+use super::units::{ImageSize, PixelRect};
 
 /// An 8-bit RGB picture, rows top to bottom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,17 +31,60 @@ impl Picture {
         &self.rgb
     }
 
-    /// The picture at another size. The aspect is kept: what does not fit is cut off equally on both
-    /// sides.
+    /// The picture at another size, as [`Resize`] has it.
     pub fn resized(&self, to: ImageSize) -> Self {
-        let ImageSize { width, height } = self.size;
-        let (from_width, from_height) = (f64::from(width), f64::from(height));
+        let resize = Resize::new(self.size, to);
+        let all = PixelRect::all(to);
+        let source = resize.source(all);
+        Self { size: to, rgb: resize.part(all, &self.part(source)) }
+    }
+
+    /// The pixels of a part of it, which must lie inside.
+    pub fn part(&self, rect: PixelRect) -> Vec<u8> {
+        if rect == PixelRect::all(self.size) {
+            return self.rgb.clone();
+        }
+        let stride = self.size.width as usize * 3;
+        let rows = self.rgb.chunks_exact(stride).skip(rect.top as usize).take(rect.height as usize);
+        let columns = rect.left as usize * 3..(rect.left + rect.width) as usize * 3;
+        rows.flat_map(|row| &row[columns.clone()]).copied().collect()
+    }
+}
+
+/// A picture's change to another size. The aspect is kept: what does not fit is cut off equally on both
+/// sides. Any part of the result can be made on its own, from a part of the picture.
+#[derive(Debug, Clone)]
+pub struct Resize {
+    columns: Filter,
+    rows: Filter,
+}
+
+impl Resize {
+    /// From one size to another.
+    pub fn new(from: ImageSize, to: ImageSize) -> Self {
+        let (from_width, from_height) = (f64::from(from.width), f64::from(from.height));
         let (to_width, to_height) = (f64::from(to.width), f64::from(to.height));
         let shrink = (from_width / to_width).min(from_height / to_height);
-        let columns = Filter::new(width, centred(from_width, to_width * shrink), to.width);
-        let rows = Filter::new(height, centred(from_height, to_height * shrink), to.height);
-        let wide = columns.across(&self.rgb, width as usize);
-        Self { size: to, rgb: rows.down(&wide, to.width as usize) }
+        Self {
+            columns: Filter::new(from.width, centred(from_width, to_width * shrink), to.width),
+            rows: Filter::new(from.height, centred(from_height, to_height * shrink), to.height),
+        }
+    }
+
+    /// The part of the picture that a part of the result is made of.
+    pub fn source(&self, rect: PixelRect) -> PixelRect {
+        let (left, right) = self.columns.source(rect.left, rect.width);
+        let (top, bottom) = self.rows.source(rect.top, rect.height);
+        let [top, left, height, width] = [top, left, bottom - top, right - left].map(|n| n as u32);
+        PixelRect { top, left, height, width }
+    }
+
+    /// A part of the result, from the pixels of [`Self::source`].
+    pub fn part(&self, rect: PixelRect, source: &[u8]) -> Vec<u8> {
+        let from = self.source(rect);
+        let columns = self.columns.part(rect.left, rect.width, from.left);
+        let wide = columns.across(source, from.width as usize);
+        self.rows.part(rect.top, rect.height, from.top).down(&wide, rect.width as usize)
     }
 }
 
@@ -56,6 +99,7 @@ const BITS: u32 = 22;
 const RADIUS: f64 = 3.0;
 
 /// For each output position: the first input position it is made of, and the coefficients from there.
+#[derive(Debug, Clone)]
 struct Filter {
     taps: Vec<(usize, Vec<i32>)>,
 }
@@ -76,6 +120,19 @@ impl Filter {
             (first, (first..last).map(|input| fixed(weight(input))).collect())
         });
         Self { taps: taps.collect() }
+    }
+
+    /// Where the input of some output positions begins and ends.
+    fn source(&self, first: u32, count: u32) -> (usize, usize) {
+        let taps = &self.taps[first as usize..(first + count) as usize];
+        let first = taps.iter().map(|(first, _)| *first).min().unwrap_or(0);
+        (first, taps.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(first))
+    }
+
+    /// The filter for some output positions, on an input that begins at `from`.
+    fn part(&self, first: u32, count: u32, from: u32) -> Self {
+        let taps = &self.taps[first as usize..(first + count) as usize];
+        Self { taps: taps.iter().map(|(at, weights)| (at - from as usize, weights.clone())).collect() }
     }
 
     /// Filters every row of pixels of three bytes.
@@ -121,7 +178,30 @@ fn lanczos(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn parts_are_those_of_the_whole(
+            (width, height, to_width, to_height) in (1u32..40, 1u32..40, 1u32..90, 1u32..90), seed: u32,
+            (x, y, w, h) in (0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0),
+        ) {
+            let rgb = (0..width * height * 3).map(|i| (i ^ seed).wrapping_mul(2_654_435_761) as u8);
+            let picture = Picture::new(ImageSize { width, height }, rgb.collect());
+            let to = ImageSize { width: to_width, height: to_height };
+            let piece = |length: u32, start: f64, part: f64| {
+                let start = (f64::from(length) * start) as u32;
+                (start, 1 + (f64::from(length - start - 1) * part) as u32)
+            };
+            let ((left, width), (top, height)) = (piece(to_width, x, w), piece(to_height, y, h));
+            let rect = PixelRect { top, left, height, width };
+            let resize = Resize::new(picture.size(), to);
+            let part = resize.part(rect, &picture.part(resize.source(rect)));
+            prop_assert_eq!(part, picture.resized(to).part(rect));
+        }
+    }
 
     #[test]
     fn another_aspect_cuts_both_sides_equally() {

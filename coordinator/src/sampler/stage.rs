@@ -129,6 +129,11 @@ impl StageRules {
         &self.plan
     }
 
+    /// The noise schedule.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
     /// Channels of the canvas.
     pub fn channels(&self) -> usize {
         self.channels
@@ -274,6 +279,11 @@ impl StageRun {
     /// Where the stage stands. Costs no copy; the blocks never change any more.
     pub fn saved(&self) -> SavedStage {
         SavedStage { grid: self.grid, committed: self.committed.clone(), blocks: self.canvas.saved() }
+    }
+
+    /// The canvas as it stands.
+    pub fn canvas(&self) -> &Canvas {
+        &self.canvas
     }
 
     /// What turns starts into inputs and predictions into outcomes.

@@ -71,6 +71,39 @@ impl fmt::Display for ImageSize {
     }
 }
 
+/// A rectangle of a picture, in image pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PixelRect {
+    /// First row.
+    pub top: u32,
+    /// First column.
+    pub left: u32,
+    /// Rows.
+    pub height: u32,
+    /// Columns.
+    pub width: u32,
+}
+
+impl PixelRect {
+    /// All of a picture.
+    pub fn all(size: ImageSize) -> Self {
+        Self { top: 0, left: 0, height: size.height, width: size.width }
+    }
+
+    /// Number of pixels.
+    pub fn area(self) -> usize {
+        self.height as usize * self.width as usize
+    }
+
+    /// Whether it has an inside and lies within a picture of some size.
+    pub fn is_within(self, size: ImageSize) -> bool {
+        let fits = |start: u32, length: u32, all: u32| {
+            length > 0 && start.checked_add(length).is_some_and(|end| end <= all)
+        };
+        fits(self.top, self.height, size.height) && fits(self.left, self.width, size.width)
+    }
+}
+
 /// A rectangle of the canvas, in latent pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Window {
@@ -85,6 +118,13 @@ pub struct Window {
 }
 
 impl Window {
+    /// What it stands for in a picture; `factor` image pixels per latent pixel.
+    pub fn pixels(self, factor: usize) -> PixelRect {
+        let [top, left, height, width] =
+            [self.top, self.left, self.height, self.width].map(|n| (n * factor) as u32);
+        PixelRect { top, left, height, width }
+    }
+
     /// One past the last row.
     pub fn bottom(self) -> usize {
         self.top + self.height

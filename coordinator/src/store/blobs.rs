@@ -17,9 +17,10 @@ use tokio::task::JoinSet;
 
 use super::manifest::BlobId;
 use super::{RenderStore, SMALL, StoreError};
+use crate::raster::{Levels, Raster};
 use crate::sampler::noise::crop;
 use crate::sampler::stage::StageRules;
-use crate::sampler::units::Window;
+use crate::sampler::units::{PixelRect, Window};
 
 /// Blobs on their way at a time.
 const AT_A_TIME: usize = 16;
@@ -39,12 +40,14 @@ pub(super) enum Blob {
     Guide(Arc<StageRules>, Window),
     /// Bytes as they are.
     Bytes(Arc<Vec<u8>>),
+    /// Rows of a picture under way.
+    Rows(Arc<Raster>, PixelRect),
 }
 
 impl Blob {
-    fn bytes(&self) -> Vec<u8> {
+    fn bytes(&self) -> std::io::Result<Vec<u8>> {
         let values = |array: &Array| array.data().iter().flat_map(|v| v.to_le_bytes()).collect();
-        match self {
+        Ok(match self {
             Self::Values(array) => values(array),
             Self::Part(array, window) => values(&crop(array, *window)),
             Self::Guide(rules, window) => {
@@ -52,7 +55,8 @@ impl Blob {
                 values(&crop(guide.latent(), *window))
             }
             Self::Bytes(bytes) => bytes.to_vec(),
-        }
+            Self::Rows(raster, rect) => raster.read(0, *rect)?,
+        })
     }
 }
 
@@ -137,10 +141,11 @@ impl RenderStore {
 
     async fn write_blob(&self, id: &str, known: &Known, blob: Blob) -> Result<(BlobId, u64), StoreError> {
         let made = tokio::task::spawn_blocking(move || {
-            let bytes = blob.bytes();
-            (BlobId::of(&bytes), bytes)
+            let bytes = blob.bytes()?;
+            Ok::<_, std::io::Error>((BlobId::of(&bytes), bytes))
         });
-        let (name, bytes) = made.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        let made = made.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        let (name, bytes) = made.map_err(StoreError::Scratch)?;
         if known.contains(&name) {
             return Ok((name, 0));
         }

@@ -110,6 +110,21 @@ pub struct Tally {
     pub checkpoints: u64,
     /// Bytes of blobs and manifests.
     pub bytes: u64,
+    /// Bytes that were written for the last one.
+    pub last: u64,
+    /// When that was.
+    pub at: Option<Instant>,
+}
+
+/// Lets others see what a keeper has written.
+#[derive(Debug, Clone)]
+pub struct Tallied(Arc<Shared>);
+
+impl Tallied {
+    /// What has been written so far.
+    pub fn tally(&self) -> Tally {
+        self.0.state().tally
+    }
 }
 
 #[derive(Debug, Default)]
@@ -123,6 +138,8 @@ struct State {
     error: Option<String>,
     lost: Option<StoreError>,
     tally: Tally,
+    /// Bytes up to the last checkpoint.
+    counted: u64,
 }
 
 #[derive(Debug)]
@@ -181,6 +198,11 @@ impl Keeper {
     /// What has been written so far.
     pub fn tally(&self) -> Tally {
         self.shared.state().tally
+    }
+
+    /// Lets others see that.
+    pub fn tallied(&self) -> Tallied {
+        Tallied(self.shared.clone())
     }
 
     /// Waits until the newest point is in the store, for so long at most, and ends.
@@ -392,6 +414,9 @@ impl Task {
                 let mut state = self.shared.state();
                 state.tally.checkpoints += 1;
                 state.tally.bytes += bytes.len() as u64;
+                state.tally.last = state.tally.bytes - state.counted;
+                state.counted = state.tally.bytes;
+                state.tally.at = Some(Instant::now());
                 return Ok(());
             }
         }

@@ -134,6 +134,9 @@ pub enum ManifestAt {
         tails: Vec<ArrayRecord>,
         /// Tiles of rows that are not joined yet, by position in raster order.
         waiting: Vec<(u32, ArrayRecord)>,
+        /// The normalisation statistics that all tiles share, (1, groups, 2), where they do.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        norms: Option<ArrayRecord>,
     },
 }
 
@@ -236,9 +239,10 @@ impl Manifest {
                 blobs.extend(guide.iter().flatten());
                 blobs.extend(blocks.iter().flat_map(|b| std::iter::once(b.now).chain(b.before)));
             }
-            ManifestAt::Decoding { latent, bands, tails, waiting, .. } => {
+            ManifestAt::Decoding { latent, bands, tails, waiting, norms, .. } => {
                 blobs.extend(latent.iter().chain(bands));
-                blobs.extend(tails.iter().chain(waiting.iter().map(|(_, tile)| tile)).map(|a| a.blob));
+                let arrays = tails.iter().chain(waiting.iter().map(|(_, tile)| tile)).chain(norms);
+                blobs.extend(arrays.map(|a| a.blob));
             }
         }
         blobs
@@ -324,10 +328,17 @@ mod tests {
             bands: vec![id(11)],
             tails: vec![array(12)],
             waiting: vec![(7, array(13))],
+            norms: Some(array(14)),
         };
         let decoding = Manifest { at, ..sampling() };
         assert_eq!(Manifest::parse(&decoding.to_bytes()).unwrap(), decoding);
-        assert_eq!(decoding.blobs(), [2, 10, 11, 12, 13].map(id).into());
+        assert_eq!(decoding.blobs(), [2, 10, 11, 12, 13, 14].map(id).into());
+        // As it was written before tiles shared statistics.
+        let mut before = decoding.clone();
+        let ManifestAt::Decoding { norms, .. } = &mut before.at else { unreachable!() };
+        *norms = None;
+        assert_eq!(Manifest::parse(&before.to_bytes()).unwrap(), before);
+        assert!(!String::from_utf8(before.to_bytes()).unwrap().contains("norms"));
         assert_eq!(decoding.progress(), None);
     }
 

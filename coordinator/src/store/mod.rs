@@ -13,7 +13,9 @@
 //! renders/ID/blobs/HASH             what manifests consist of, by its BLAKE3
 //! renders/ID/stages/N.safetensors   the latents of the last stage, N = 0 for the base; earlier programs
 //!                                   kept every stage's here, and go on from them
-//! renders/ID/result.png, result-plan.json
+//! renders/ID/result.png, result.tif         the picture, in the format that was asked for,
+//! renders/ID/result.dzi, result.dzi.json, result_files/LEVEL/X_Y.jpg    or as Deep Zoom, the descriptor last
+//! renders/ID/result-plan.json
 //! ```
 //!
 //! # What can be relied on
@@ -42,6 +44,7 @@ mod inventory;
 mod keeper;
 pub mod manifest;
 mod open;
+mod outputs;
 mod records;
 mod restore;
 
@@ -52,20 +55,19 @@ use bytes::Bytes;
 use gigasmith_proto::domain::{Array, Identifier};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
-use tokio_stream::Stream;
 
 pub use claim::{Claim, Owner};
 pub use inventory::{Inventory, Standing};
-pub use keeper::{Closed, Found, KeepOptions, Keeper, KeeperStart, Tally};
+pub use keeper::{Closed, Found, KeepOptions, Keeper, KeeperStart, Tallied, Tally};
 pub use manifest::BlobId;
 pub use open::{StoreUrlError, open};
+pub use outputs::{Fetched, Outputs, Part, Piece, Told};
 pub use records::{InputPicture, RenderRecord, StateRecord, StoredState, VERSION};
 pub use restore::Restored;
 
-use crate::output::{Settings, decode_latents, encode_latents, encode_png};
-use crate::render::Rendered;
+use crate::output::{Settings, decode_latents};
+use crate::raster::Scratch;
 use crate::request::{RenderRequest, RequestInputs};
-use crate::sampler::plan::PlanFile;
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
 use crate::spec::RenderSpec;
@@ -104,6 +106,9 @@ pub enum StoreError {
         "`{0}` was removed, but not all of it is gone: `gigasmith renders rm {0}` again, or choose another name"
     )]
     Remains(String),
+    /// The scratch folder failed, where pictures under way lie.
+    #[error("the picture under way cannot be kept: {0}; --scratch names another folder")]
+    Scratch(std::io::Error),
     /// Somebody newer has taken over.
     #[error("another coordinator has taken over {what} (epoch {epoch}, {owner}): this one stops")]
     Superseded {
@@ -183,17 +188,31 @@ pub struct RenderStore {
     root: Path,
     /// The folder, where it is one: what object stores do not show can be cleaned up there.
     folder: Option<PathBuf>,
+    /// Where pictures under way lie.
+    scratch: Scratch,
 }
 
 impl RenderStore {
     /// Renders below `root` of an object store.
     pub fn new(objects: Arc<dyn ObjectStore>, root: Path) -> Self {
-        Self { objects, root, folder: None }
+        Self { objects, root, folder: None, scratch: Scratch::default() }
     }
 
     /// Renders in a folder.
     fn in_folder(objects: Arc<dyn ObjectStore>, folder: PathBuf) -> Self {
-        Self { objects, root: Path::default(), folder: Some(folder) }
+        // What is large enough for pictures is large enough for those under way.
+        let scratch = Scratch::new(&folder);
+        Self { objects, root: Path::default(), folder: Some(folder), scratch }
+    }
+
+    /// Pictures under way lie elsewhere.
+    pub fn with_scratch(self, scratch: Scratch) -> Self {
+        Self { scratch, ..self }
+    }
+
+    /// Where pictures under way lie: in the store's own folder, or, where it has none, in the system's.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
     }
 
     fn path(&self, id: &str, name: &str) -> Path {
@@ -457,82 +476,6 @@ impl RenderStore {
             Some(Ok(settings)) if settings.spec == *spec => Ok(Some(latent)),
             _ => Err(damaged("it is of another render".to_owned())),
         }
-    }
-
-    /// Stores what a render made, unless somebody newer has taken it over.
-    pub async fn put_result(&self, id: &str, claim: &Claim, result: &Outputs) -> Result<(), StoreError> {
-        self.check(claim).await?;
-        if let Some((stage, latents)) = &result.latents {
-            self.write(&self.stage_path(id, *stage), latents.clone()).await?;
-        }
-        self.write(&self.path(id, "result-plan.json"), result.plans.clone()).await?;
-        self.write(&self.path(id, "result.png"), result.picture.clone()).await
-    }
-
-    /// A part of a finished render, to be read piece by piece; `None` when it is not there. `stages`: how
-    /// many upscale stages the render has.
-    pub async fn result(&self, id: &str, part: Part, stages: u32) -> Result<Option<Fetched>, StoreError> {
-        let path = match part {
-            Part::Picture => self.path(id, "result.png"),
-            Part::Plan => self.path(id, "result-plan.json"),
-            Part::Latents => self.stage_path(id, stages),
-        };
-        match self.objects.get(&path).await {
-            Ok(found) => Ok(Some(Fetched { total: found.meta.size, bytes: found.into_stream() })),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(source) => Err(StoreError::Store { path: path.to_string(), source }),
-        }
-    }
-}
-
-/// What a render makes, as files.
-#[derive(Debug, Clone)]
-pub struct Outputs {
-    /// A PNG.
-    pub picture: Bytes,
-    /// The last stage, and its latents as a safetensors file; `None` when no stage ran.
-    pub latents: Option<(u32, Bytes)>,
-    /// The plans of the upscale stages, JSON.
-    pub plans: Bytes,
-}
-
-impl Outputs {
-    /// Encodes what a render made. `patch_side`: of its windows.
-    pub fn encode(rendered: &Rendered, spec: &RenderSpec, patch_side: usize) -> Result<Self, String> {
-        let settings = Settings::new(spec.clone());
-        let mut picture = Vec::new();
-        encode_png(&mut picture, &rendered.picture, &settings).map_err(|e| e.to_string())?;
-        let latents = rendered.latent.as_ref().map(|latent| {
-            let bytes = encode_latents(latent, &settings).map_err(|e| e.to_string())?;
-            Ok::<_, String>((spec.upscales.len() as u32, Bytes::from(bytes)))
-        });
-        let plans = PlanFile::of(&rendered.plans, patch_side).to_json().into();
-        Ok(Self { picture: picture.into(), latents: latents.transpose()?, plans })
-    }
-}
-
-/// A part of a finished render.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The picture, a PNG.
-    Picture,
-    /// The last stage's latents, a safetensors file.
-    Latents,
-    /// The plans of the upscale stages, JSON.
-    Plan,
-}
-
-/// A part as it comes out of the store.
-pub struct Fetched {
-    /// Bytes in all.
-    pub total: u64,
-    /// The bytes, in pieces.
-    pub bytes: std::pin::Pin<Box<dyn Stream<Item = object_store::Result<Bytes>> + Send>>,
-}
-
-impl std::fmt::Debug for Fetched {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fetched").field("total", &self.total).finish_non_exhaustive()
     }
 }
 

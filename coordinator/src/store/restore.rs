@@ -12,17 +12,20 @@ use super::manifest::{
     ArrayRecord, BlobId, BlockRecord, CanvasRecord, Kept, Manifest, ManifestAt, ManifestError, ManifestName,
 };
 use super::{RenderStore, StoreError};
+use crate::raster::Raster;
 use crate::render::{Resumed, ResumedAt, SavedDecoding};
 use crate::sampler::blocks::BlockGrid;
 use crate::sampler::canvas::SavedBlock;
 use crate::sampler::patch_set::PatchSet;
 use crate::sampler::stage::SavedStage;
-use crate::sampler::tiles::Tiling;
-use crate::sampler::units::{LatentSize, Window};
+use crate::sampler::tiles::{Network, Tiling};
+use crate::sampler::units::{LatentSize, PixelRect, Window};
 use crate::spec::RenderSpec;
 
 /// How often checkpoints are listed again when what was listed is gone.
 const RELISTS: usize = 5;
+/// Channels of a decoded tile, and bytes of a pixel.
+const RGB: usize = 3;
 /// Blocks are never smaller, unless the canvas is.
 const LEAST_SIDE: usize = 8;
 
@@ -62,6 +65,7 @@ enum Place {
     Band(usize),
     Tail(usize),
     Waiting(usize),
+    Norms,
 }
 
 impl RenderStore {
@@ -184,7 +188,6 @@ impl RenderStore {
     ) -> Result<(Resumed, Option<String>), Unusable> {
         let damaged = |reason: String| Unusable::Damaged(reason);
         let stage = manifest.stage;
-        let last = spec.upscales.len() as u32;
         let slider = stage.checked_sub(1).and_then(|i| spec.upscales.get(i as usize)).map_or(0, |u| u.slider);
         let size = spec.stage_size(stage).ok_or_else(|| damaged(format!("there is no stage {stage}")))?;
         let (channels, latent) = (model.latent_channels as usize, size.latent(model.latent_factor));
@@ -195,23 +198,32 @@ impl RenderStore {
             return Err(damaged(format!("its canvas is {found}, the render's is {wanted:?}")));
         }
         let grid = BlockGrid::new(LatentSize { height, width }, side);
-        let tiling = Tiling::decoding(spec.vae, latent, model.vae_tile, model.latent_factor);
-        let mut parts =
-            Parts::new(grid, channels, &manifest.at, tiling.band_bytes(model.latent_factor as usize));
+        let tiling = Tiling::new(spec.vae, Network::Decoder, latent, model);
+        let mut parts = Parts::new(grid, channels, &manifest.at);
         let fits = match &manifest.at {
             ManifestAt::Sampling { guide, .. } => guide.is_some() == (slider > 0),
-            ManifestAt::Decoding { .. } => stage == last,
+            ManifestAt::Decoding { norms, .. } => {
+                let shape = [1, Network::Decoder.groups(model), 2];
+                norms.as_ref().is_none_or(|norms| norms.shape == shape)
+            }
         };
-        if !fits || !parts.fit(&manifest.at, &tiling, model.latent_factor as usize) {
+        if !fits || !parts.fit(&manifest.at, &tiling) {
             return Err(damaged("it does not list what such a stage has".into()));
+        }
+        if let ManifestAt::Decoding { bands, .. } = &manifest.at {
+            let raster = Raster::create(size, &self.scratch).map_err(StoreError::Scratch)?;
+            parts.rows = (0..=bands.len()).map(|rows| tiling.finished(rows) as u32).collect();
+            parts.raster = Some(raster);
         }
         self.read_blobs(id, blobs, |place, blob, bytes| {
             found.blobs.insert(blob);
             let path = || self.blob_path(id, &blob).to_string();
             let reason = || "it has another length".to_owned();
-            parts.put(place, bytes).ok_or_else(|| StoreError::Damaged { path: path(), reason: reason() })
+            let put = parts.put(place, bytes).map_err(StoreError::Scratch)?;
+            put.ok_or_else(|| StoreError::Damaged { path: path(), reason: reason() })
         })
         .await?;
+        parts.finish().map_err(StoreError::Scratch)?;
         // Every checkpoint has the same text: should it be damaged, it is encoded again.
         let (conditioning, remark) = match self.conditioning(id, &manifest, found).await {
             Ok(conditioning) => (Some(conditioning), None),
@@ -279,11 +291,12 @@ fn contents(manifest: &Manifest) -> (CanvasRecord, Vec<(Place, BlobId)>) {
             }
             (*canvas, blobs)
         }
-        ManifestAt::Decoding { canvas, latent, bands, tails, waiting } => {
+        ManifestAt::Decoding { canvas, latent, bands, tails, waiting, norms } => {
             blobs.extend(numbered(latent, Place::Latent));
             blobs.extend(numbered(bands, Place::Band));
             blobs.extend(tails.iter().enumerate().map(|(i, a)| (Place::Tail(i), a.blob)));
             blobs.extend(waiting.iter().enumerate().map(|(i, (_, a))| (Place::Waiting(i), a.blob)));
+            blobs.extend(norms.iter().map(|a| (Place::Norms, a.blob)));
             (*canvas, blobs)
         }
     }
@@ -301,23 +314,28 @@ struct Parts {
     before: BTreeMap<usize, Arc<Array>>,
     tail_shapes: Vec<[usize; 3]>,
     tile_shapes: Vec<[usize; 3]>,
-    band_bytes: Vec<usize>,
-    bands: BTreeMap<usize, Arc<Vec<u8>>>,
+    norms_shape: Option<[usize; 3]>,
+    raster: Option<Raster>,
+    /// Where bands begin, and where the last ends, in rows of pixels.
+    rows: Vec<u32>,
+    norms: Option<Array>,
     tails: BTreeMap<usize, Array>,
     waiting: BTreeMap<usize, Arc<Array>>,
 }
 
 impl Parts {
-    fn new(grid: BlockGrid, channels: usize, at: &ManifestAt, band_bytes: Vec<usize>) -> Self {
+    fn new(grid: BlockGrid, channels: usize, at: &ManifestAt) -> Self {
         let shapes = |arrays: Vec<&ArrayRecord>| arrays.iter().map(|a| a.shape).collect();
         let (mut blocks, mut tail_shapes, mut tile_shapes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut norms_shape = None;
         let has_whole = match at {
             ManifestAt::Sampling { guide, blocks: records, .. } => {
                 let known = records.iter().filter(|b| b.index < grid.len());
                 blocks = known.map(|b| (b.index, grid.window(b.index))).collect();
                 guide.is_some()
             }
-            ManifestAt::Decoding { tails, waiting, .. } => {
+            ManifestAt::Decoding { tails, waiting, norms, .. } => {
+                norms_shape = norms.as_ref().map(|norms| norms.shape);
                 tail_shapes = shapes(tails.iter().collect());
                 tile_shapes = shapes(waiting.iter().map(|(_, a)| a).collect());
                 true
@@ -334,8 +352,10 @@ impl Parts {
             before: BTreeMap::new(),
             tail_shapes,
             tile_shapes,
-            band_bytes,
-            bands: BTreeMap::new(),
+            norms_shape,
+            raster: None,
+            rows: Vec::new(),
+            norms: None,
             tails: BTreeMap::new(),
             waiting: BTreeMap::new(),
         }
@@ -343,7 +363,7 @@ impl Parts {
 
     /// Whether a manifest lists as many things as the canvas has. What else could be wrong shows when the
     /// stage is restored.
-    fn fit(&self, at: &ManifestAt, tiling: &Tiling, factor: usize) -> bool {
+    fn fit(&self, at: &ManifestAt, tiling: &Tiling) -> bool {
         match at {
             ManifestAt::Sampling { guide, blocks, committed, patches, .. } => {
                 guide.as_ref().is_none_or(|g| g.len() == self.grid.len())
@@ -356,17 +376,34 @@ impl Parts {
                 let waits = positions.iter().zip(&self.tile_shapes);
                 latent.len() == self.grid.len()
                     && bands.len() <= tiling.rows()
-                    && self.tail_shapes == tiling.tails(bands.len(), factor)
+                    && self.tail_shapes == tiling.tails(bands.len(), RGB)
                     && tails.len() == self.tail_shapes.len()
                     && positions.is_sorted_by(|a, b| a < b)
-                    && waits.into_iter().all(|(&i, &shape)| tiling.result_shape(i, factor) == Some(shape))
+                    && waits.into_iter().all(|(&i, &shape)| tiling.result_shape(i, RGB) == Some(shape))
             }
         }
     }
 
     /// Puts a blob where it belongs; `None` when it does not fit.
-    fn put(&mut self, place: Place, bytes: Vec<u8>) -> Option<()> {
-        let shaped = |window: Window| blobs::values(&[self.channels, window.height, window.width], &bytes);
+    fn put(&mut self, place: Place, bytes: Vec<u8>) -> std::io::Result<Option<()>> {
+        if let (Place::Band(i), Some(raster)) = (&place, &self.raster) {
+            let (top, end) = (self.rows[*i], self.rows[i + 1]);
+            let fits = bytes.len() == (end - top) as usize * raster.picture_size().width as usize * RGB;
+            return fits.then(|| raster.write_rows(top, &bytes)).transpose();
+        }
+        Ok(self.put_values(place, &bytes))
+    }
+
+    /// Everything is there.
+    fn finish(&self) -> std::io::Result<()> {
+        match (&self.raster, self.rows.last()) {
+            (Some(raster), Some(&end)) => raster.finish(end),
+            _ => Ok(()),
+        }
+    }
+
+    fn put_values(&mut self, place: Place, bytes: &[u8]) -> Option<()> {
+        let shaped = |window: Window| blobs::values(&[self.channels, window.height, window.width], bytes);
         match place {
             Place::Guide(i) | Place::Latent(i) => {
                 let window = self.grid.window(i);
@@ -375,12 +412,16 @@ impl Parts {
             }
             Place::Now(i) => drop(self.now.insert(i, Arc::new(shaped(self.blocks[i].1)?))),
             Place::Before(i) => drop(self.before.insert(i, Arc::new(shaped(self.blocks[i].1)?))),
-            Place::Band(i) if bytes.len() != self.band_bytes.get(i).copied()? => return None,
-            Place::Band(i) => drop(self.bands.insert(i, Arc::new(bytes))),
-            Place::Tail(i) => drop(self.tails.insert(i, blobs::values(&self.tail_shapes[i], &bytes)?)),
+            Place::Tail(i) => drop(self.tails.insert(i, blobs::values(&self.tail_shapes[i], bytes)?)),
             Place::Waiting(i) => {
-                drop(self.waiting.insert(i, Arc::new(blobs::values(&self.tile_shapes[i], &bytes)?)));
+                drop(self.waiting.insert(i, Arc::new(blobs::values(&self.tile_shapes[i], bytes)?)));
             }
+            Place::Norms => {
+                let [_, groups, pair] = self.norms_shape?;
+                self.norms = Some(blobs::values(&[groups, pair], bytes)?);
+            }
+            // Only a stage that is decoded has them.
+            Place::Band(_) => return None,
         }
         Some(())
     }
@@ -401,8 +442,13 @@ impl Parts {
             ManifestAt::Decoding { waiting, .. } => {
                 let tiles = self.waiting.into_values();
                 let positions = waiting.iter().map(|(position, _)| *position as usize);
+                let width = self.raster.as_ref().map_or(0, |r| r.picture_size().width);
+                let band =
+                    |ends: &[u32]| PixelRect { top: ends[0], left: 0, height: ends[1] - ends[0], width };
                 let decoded = SavedDecoding {
-                    bands: self.bands.into_values().collect(),
+                    bands: self.rows.windows(2).map(band).collect(),
+                    raster: self.raster.map(Arc::new),
+                    norms: self.norms.map(Arc::new),
                     tails: self.tails.into_values().collect(),
                     waiting: positions.zip(tiles).collect(),
                 };

@@ -5,6 +5,8 @@ use tokio_stream::StreamExt;
 
 use super::records::StoredState;
 use super::*;
+use crate::output::testing::{Memory, embedded};
+use crate::output::{Format, Kind, Quality, encode_latents, write_picture};
 use crate::request::RenderRequest;
 
 fn stores() -> (tempfile::TempDir, Vec<RenderStore>) {
@@ -76,19 +78,40 @@ async fn inputs_stages_and_results_come_back_and_damage_is_named() {
         assert!(error(1, [1, 1, 2], &spec).await.contains("stages/1.safetensors"));
 
         assert!(store.result("r1", Part::Picture, 2).await.unwrap().is_none());
-        // More than fits one part.
-        let png: Vec<u8> = (0..SMALL * 2 + 77).map(|i| (i % 251) as u8).collect();
         let owner = Owner { incarnation: "a".into(), name: "a".into() };
         let claim = store.claim("r1", &owner).await.unwrap();
-        let outputs = Outputs { picture: png.clone().into(), latents: None, plans: vec![8].into() };
-        store.put_result("r1", &claim, &outputs).await.unwrap();
-        let mut fetched = store.result("r1", Part::Picture, 2).await.unwrap().unwrap();
-        let mut bytes = Vec::new();
-        while let Some(piece) = fetched.bytes.next().await {
-            bytes.extend_from_slice(&piece.unwrap());
+        // More than fits one part as PNG; each format takes the place of the one before.
+        for (kind, width) in [(Kind::Png, 3000), (Kind::Dzi, 700), (Kind::Tif, 700)] {
+            let picture = Arc::new(Memory::noise(width, 2000));
+            let format = Format::new(kind, Some(Quality::Lossless)).unwrap();
+            let outputs = Outputs::new(picture.clone(), embedded(), (format, &Scratch::default()));
+            store.put_result("r1", &claim, &outputs, Arc::new(|_, _| {})).await.unwrap();
+            assert_eq!(store.result_kind("r1").await.unwrap(), Some(kind));
+            let mut fetched = store.result("r1", Part::Picture, 2).await.unwrap().unwrap();
+            let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+            while let Some(piece) = fetched.pieces.next().await {
+                let piece = piece.unwrap();
+                if files.last().is_none_or(|(file, _)| *file != piece.file) {
+                    files.push((piece.file, Vec::new()));
+                }
+                files.last_mut().unwrap().1.extend_from_slice(&piece.bytes);
+            }
+            assert_eq!(
+                (fetched.kind, fetched.total),
+                (Some(kind), files.iter().map(|f| f.1.len() as u64).sum())
+            );
+            let local = tempfile::tempdir().unwrap();
+            let path = local.path().join("result").with_extension(kind.extension());
+            write_picture(&path, &*picture, &embedded(), format, &mut |_, _| Ok(())).unwrap();
+            for (file, bytes) in &files {
+                let name =
+                    if file.is_empty() { path.clone() } else { local.path().join(format!("result{file}")) };
+                assert!(std::fs::read(name).unwrap() == *bytes, "{kind:?} {file}");
+            }
+            assert_eq!(files.last().unwrap().0, if kind == Kind::Dzi { ".dzi" } else { "" });
+            assert_eq!(files.len() > 1, kind == Kind::Dzi);
         }
-        assert!(bytes == png && fetched.total == png.len() as u64);
-        assert_eq!(store.result("r1", Part::Plan, 2).await.unwrap().unwrap().total, 1);
+        assert_eq!(store.result("r1", Part::Plan, 2).await.unwrap().unwrap().total, 0);
     }
 }
 

@@ -17,8 +17,9 @@ pub use report::{Comparison, Report, Tolerance};
 pub use trace::{Trace, TraceError};
 
 use crate::farm::Lane;
+use crate::raster::Source;
 use crate::render::{
-    Course, Progress, RenderError, Sampling, StageBegin, encode_text, mean_and_std, sampled_latent,
+    Course, Enlarged, Progress, RenderError, Sampling, StageBegin, encode_text, mean_and_std, sampled_latent,
 };
 use crate::sampler::canvas::Canvas;
 use crate::sampler::guidance::Guide;
@@ -27,8 +28,9 @@ use crate::sampler::plan::Plan;
 use crate::sampler::resize::Picture;
 use crate::sampler::schedule::Schedule;
 use crate::sampler::stage::{PatchInput, StageObserver, StageRun, Start};
-use crate::sampler::tiles::{VaeMode, picture_window, to_picture};
-use crate::sampler::units::{ImageSize, LatentSize, Step, Window};
+use crate::sampler::tiles::VaeMode;
+use crate::sampler::tiles::join::to_picture;
+use crate::sampler::units::{ImageSize, LatentSize, Step};
 use crate::spec::{Crops, PagSpec};
 
 /// Why a trace could not be replayed to its end.
@@ -208,7 +210,8 @@ impl Replay<'_> {
         let recorded =
             ["base.png", "upsampled.png"].into_iter().any(|name| self.trace.picture(name).is_some());
         let tolerance = if recorded { Tolerance::MOMENT } else { Tolerance::LEVELS };
-        let (mean, std) = mean_and_std(&sampling.encode(1, VaeMode::Tiled, &picture).await?);
+        let enlarged = Enlarged::new(Source::Memory(Arc::new(picture)), self.trace.case().size());
+        let (mean, std) = mean_and_std(&sampling.encode(1, VaeMode::Tiled, enlarged).await?);
         self.compare("encode", "encoded_mean", mean.clone(), tolerance);
         self.compare("encode", "encoded_std", std.clone(), tolerance);
         Ok(Some((mean, std)))
@@ -311,10 +314,9 @@ impl Replay<'_> {
 /// The pixels of a picture as (3, height, width) levels 0 to 255.
 fn levels(picture: &Picture) -> Array {
     let ImageSize { width, height } = picture.size();
-    let window = Window { top: 0, left: 0, height: height as usize, width: width as usize };
-    let mut array = picture_window(picture, window);
-    array.data_mut().iter_mut().for_each(|v| *v = ((*v + 1.0) * 127.5).round());
-    array
+    let (height, width) = (height as usize, width as usize);
+    let plane = |channel: usize| picture.rgb().iter().skip(channel).step_by(3).map(|&v| f32::from(v));
+    Array::new([3, height, width], (0..3).flat_map(plane).collect()).expect("three planes")
 }
 
 /// Keeps what entered and left the network, and the canvas as every step left it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{WireError, required};
-use crate::domain::{Array, WireDtype};
+use crate::domain::{Array, Pixels, WireDtype};
 use crate::v1;
 
 /// The payload of an outgoing array: the values themselves, seen as bytes.
@@ -37,6 +37,39 @@ pub fn array_to_wire(array: impl Into<Arc<Array>>, dtype: WireDtype) -> v1::Arra
     v1::Array { shape, element: element.into(), checksum: checksum(&data), data }
 }
 
+struct PixelPayload(Arc<Pixels>);
+
+impl AsRef<[u8]> for PixelPayload {
+    fn as_ref(&self) -> &[u8] {
+        self.0.rgb()
+    }
+}
+
+/// Puts pixels on the wire, without copying them: (height, width, 3).
+pub fn pixels_to_wire(pixels: Arc<Pixels>) -> v1::Array {
+    let shape = vec![pixels.height() as u32, pixels.width() as u32, 3];
+    let data = Bytes::from_owner(PixelPayload(pixels));
+    v1::Array { shape, element: v1::Element::U8.into(), checksum: checksum(&data), data }
+}
+
+/// Reads pixels; `field` names them in errors.
+pub fn pixels_from_wire(array: Option<v1::Array>, field: &'static str) -> Result<Pixels, WireError> {
+    let array = required(array, field)?;
+    if checksum(&array.data) != array.checksum {
+        return Err(WireError::Damaged(field));
+    }
+    match (array.element(), &array.shape[..]) {
+        (v1::Element::U8, &[height, width, 3]) if height > 0 && width > 0 => {
+            let pixels = Pixels::new(height as usize, width as usize, array.data.into());
+            pixels.map_err(|e| WireError::invalid(field, e, "a payload fits its shape"))
+        }
+        (element, shape) => {
+            let found = format!("{element:?} of shape {shape:?}");
+            Err(WireError::invalid(field, found, "pixels are bytes of shape (height, width, 3)"))
+        }
+    }
+}
+
 /// The first eight bytes of the payload's BLAKE3 hash: enough to tell damage.
 fn checksum(data: &[u8]) -> u64 {
     let hash = blake3::hash(data);
@@ -56,7 +89,7 @@ pub fn array_from_wire(array: Option<v1::Array>, field: &'static str) -> Result<
         v1::Element::F16 => {
             array.data.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
         }
-        v1::Element::Unspecified => {
+        v1::Element::U8 | v1::Element::Unspecified => {
             return Err(WireError::invalid(field, array.element, "an element type is 1 (f32) or 2 (f16)"));
         }
     };

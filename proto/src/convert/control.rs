@@ -1,7 +1,7 @@
 //! What people see of renders and workers.
 
 use super::WireError;
-use crate::domain::{Progressed, RenderState, RenderStatus, WorkerState, WorkerStatus};
+use crate::domain::{CheckpointStatus, Progressed, RenderState, RenderStatus, WorkerState, WorkerStatus};
 use crate::v1;
 
 const STATES: [(RenderState, v1::RenderState); 6] = [
@@ -44,6 +44,10 @@ pub fn render_status_to_wire(status: RenderStatus) -> v1::Render {
         workers: status.workers,
         reason: status.reason,
         warnings: status.warnings,
+        tiles_done: progress.tiles_done,
+        tiles: progress.tiles,
+        format: status.format,
+        checkpoint: status.checkpoint.map(|c| v1::Checkpoint { age: c.age, bytes: c.bytes }),
     }
 }
 
@@ -60,6 +64,8 @@ pub fn render_status_from_wire(render: v1::Render) -> Result<RenderStatus, WireE
         phase: render.phase,
         rate: render.rate,
         patches_left: render.patches_left,
+        tiles_done: render.tiles_done,
+        tiles: render.tiles,
     };
     Ok(RenderStatus {
         id: render.id,
@@ -73,6 +79,8 @@ pub fn render_status_from_wire(render: v1::Render) -> Result<RenderStatus, WireE
         workers: render.workers,
         reason: render.reason,
         warnings: render.warnings,
+        format: render.format,
+        checkpoint: render.checkpoint.map(|c| CheckpointStatus { age: c.age, bytes: c.bytes }),
     })
 }
 

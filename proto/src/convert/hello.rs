@@ -26,7 +26,7 @@ pub fn hello_to_wire(hello: &Hello) -> v1::Hello {
 /// Reads an introduction. Another version of the protocol is the first thing to be refused.
 pub fn hello_from_wire(hello: v1::Hello) -> Result<Hello, WireError> {
     if hello.protocol != PROTOCOL {
-        let expected = "this coordinator speaks version 1: use the same release of gigasmith on both sides";
+        let expected = "this coordinator speaks version 2: use the same release of gigasmith on both sides";
         return Err(WireError::invalid("protocol", hello.protocol, expected));
     }
     if !(1..=MAX_SLOTS).contains(&hello.slots) {

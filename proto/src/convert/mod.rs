@@ -7,7 +7,7 @@ mod hello;
 mod model;
 mod task;
 
-pub use array::{array_from_wire, array_to_wire};
+pub use array::{array_from_wire, array_to_wire, pixels_from_wire, pixels_to_wire};
 pub use control::{
     render_status_from_wire, render_status_to_wire, worker_status_from_wire, worker_status_to_wire,
 };

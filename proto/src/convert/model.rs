@@ -3,7 +3,7 @@
 use super::{WireError, hash, required};
 use crate::domain::{
     BetaSchedule, Component, Dtype, Fingerprint, ModelDescription, NumericClass, PredictionType, Preset,
-    ScheduleConfig, TimestepSpacing,
+    ScheduleConfig, TimestepSpacing, VaePair,
 };
 use crate::v1;
 
@@ -33,6 +33,8 @@ pub fn model_to_wire(model: &ModelDescription) -> v1::Model {
         latent_factor: model.latent_factor,
         scaling_factor: model.scaling_factor,
         vae_tile: model.vae_tile,
+        vae_reach: Some(pair_to_wire(model.vae_reach)),
+        vae_norms: Some(pair_to_wire(model.vae_norms)),
         force_zeros_for_empty_prompt: model.force_zeros_for_empty_prompt,
         schedule: Some(schedule_to_wire(&model.schedule)),
         pag_blocks: model.pag_blocks.clone(),
@@ -44,6 +46,18 @@ pub fn model_to_wire(model: &ModelDescription) -> v1::Model {
             slider_shares: model.preset.slider_shares.to_vec(),
         }),
     }
+}
+
+fn pair_to_wire(pair: VaePair) -> v1::VaePair {
+    v1::VaePair { encoder: pair.encoder, decoder: pair.decoder }
+}
+
+fn pair_from_wire(pair: Option<v1::VaePair>, field: &'static str, most: u32) -> Result<VaePair, WireError> {
+    let v1::VaePair { encoder, decoder } = required(pair, field)?;
+    if encoder.max(decoder) > most {
+        return Err(WireError::invalid(field, format!("{encoder} and {decoder}"), "no VAE has so many"));
+    }
+    Ok(VaePair { encoder, decoder })
 }
 
 fn class_to_wire(class: &NumericClass) -> v1::NumericClass {
@@ -123,6 +137,8 @@ pub fn model_from_wire(model: v1::Model) -> Result<ModelDescription, WireError> 
         latent_factor: model.latent_factor,
         scaling_factor: model.scaling_factor,
         vae_tile: model.vae_tile,
+        vae_reach: pair_from_wire(model.vae_reach, "model.vae_reach", 1 << 10)?,
+        vae_norms: pair_from_wire(model.vae_norms, "model.vae_norms", 1 << 16)?,
         force_zeros_for_empty_prompt: model.force_zeros_for_empty_prompt,
         schedule: schedule_from_wire(&required(model.schedule, "model.schedule")?)?,
         pag_blocks: model.pag_blocks,

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{WireError, array_from_wire, array_to_wire, hash, required};
+use super::{WireError, array_from_wire, array_to_wire, hash, pixels_from_wire, pixels_to_wire, required};
 use crate::domain::{
-    Array, Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding, WireDtype,
+    Array, Conditioning, ConditioningId, NoiseTask, PagScale, Rect, Task, TaskResult, TextEncoding,
+    TileRules, Wanted, WireDtype,
 };
 use crate::v1;
 
@@ -27,9 +28,57 @@ pub fn task_to_wire(task: &Task) -> v1::assignment::Task {
     match task {
         Task::PredictNoise(task) => Wire::PredictNoise(noise_to_wire(task)),
         Task::EncodeText { prompt } => Wire::EncodeText(v1::EncodeText { prompt: prompt.clone() }),
-        Task::EncodeTile { image } => Wire::EncodeTile(v1::EncodeTile { image: exact(image) }),
-        Task::DecodeTile { latent } => Wire::DecodeTile(v1::DecodeTile { latent: exact(latent) }),
+        Task::EncodeTile { image, rules } => Wire::EncodeTile(v1::EncodeTile {
+            image: Some(pixels_to_wire(image.clone())),
+            rules: Some(rules_to_wire(rules)),
+        }),
+        Task::DecodeTile { latent, rules } => {
+            Wire::DecodeTile(v1::DecodeTile { latent: exact(latent), rules: Some(rules_to_wire(rules)) })
+        }
     }
+}
+
+fn rules_to_wire(rules: &TileRules) -> v1::TileRules {
+    let Rect { top, left, height, width } = rules.part;
+    let [top, left, height, width] = [top, left, height, width].map(|n| n as u32);
+    let wire = match rules.wire {
+        WireDtype::F32 => v1::Element::F32,
+        WireDtype::F16 => v1::Element::F16,
+    };
+    v1::TileRules {
+        norms: rules.norms.as_ref().map(|norms| array_to_wire(norms.clone(), WireDtype::F32)),
+        measure: rules.wanted == Wanted::Norms,
+        part: Some(v1::Rect { top, left, height, width }),
+        wire: wire.into(),
+    }
+}
+
+fn rules_from_wire(rules: Option<v1::TileRules>) -> Result<TileRules, WireError> {
+    let rules = required(rules, "rules")?;
+    let wire = match rules.wire() {
+        v1::Element::F16 => WireDtype::F16,
+        v1::Element::F32 => WireDtype::F32,
+        other => {
+            return Err(WireError::invalid(
+                "rules.wire",
+                format!("{other:?}"),
+                "values travel as f32 or f16",
+            ));
+        }
+    };
+    let norms = rules.norms.map(|norms| array_from_wire(Some(norms), "rules.norms")).transpose()?;
+    if let Some(norms) = norms.as_ref().filter(|n| !matches!(n.shape(), [_, 2])) {
+        let found = format!("{:?}", norms.shape());
+        return Err(WireError::invalid("rules.norms", found, "two axes: groups, then mean and variance"));
+    }
+    let v1::Rect { top, left, height, width } = required(rules.part, "rules.part")?;
+    let [top, left, height, width] = [top, left, height, width].map(|n| n as usize);
+    Ok(TileRules {
+        norms: norms.map(Arc::new),
+        wanted: if rules.measure { Wanted::Norms } else { Wanted::Values },
+        part: Rect { top, left, height, width },
+        wire,
+    })
 }
 
 fn noise_to_wire(task: &NoiseTask) -> v1::PredictNoise {
@@ -52,11 +101,13 @@ pub fn assignment_from_wire(assignment: v1::Assignment) -> Result<(u64, Task), W
     let task = match required(assignment.task, "assignment.task")? {
         Wire::PredictNoise(task) => Task::PredictNoise(noise_from_wire(task)?),
         Wire::EncodeText(text) => Task::EncodeText { prompt: text.prompt },
-        Wire::EncodeTile(tile) => {
-            Task::EncodeTile { image: Arc::new(three_axes(array_from_wire(tile.image, "image")?, "image")?) }
-        }
+        Wire::EncodeTile(tile) => Task::EncodeTile {
+            image: Arc::new(pixels_from_wire(tile.image, "image")?),
+            rules: rules_from_wire(tile.rules)?,
+        },
         Wire::DecodeTile(tile) => Task::DecodeTile {
             latent: Arc::new(three_axes(array_from_wire(tile.latent, "latent")?, "latent")?),
+            rules: rules_from_wire(tile.rules)?,
         },
     };
     Ok((assignment.lease, task))
@@ -93,7 +144,7 @@ fn noise_from_wire(task: v1::PredictNoise) -> Result<NoiseTask, WireError> {
     })
 }
 
-/// Puts a lease and its outcome on the wire; noise travels as `wire`, everything else as f32.
+/// Puts a lease and its outcome on the wire; noise and images travel as `wire`, everything else as f32.
 pub fn report_to_wire(lease: u64, outcome: Outcome, wire: WireDtype) -> v1::Report {
     use v1::report::Outcome as Wire;
     let outcome = match outcome {
@@ -104,7 +155,8 @@ pub fn report_to_wire(lease: u64, outcome: Outcome, wire: WireDtype) -> v1::Repo
             dropped_tokens: text.dropped_tokens,
         }),
         Ok(TaskResult::Moments(moments)) => Wire::Moments(array_to_wire(moments, WireDtype::F32)),
-        Ok(TaskResult::Image(image)) => Wire::Image(array_to_wire(image, WireDtype::F32)),
+        Ok(TaskResult::Image(image)) => Wire::Image(array_to_wire(image, wire)),
+        Ok(TaskResult::Norms(norms)) => Wire::Norms(array_to_wire(norms, WireDtype::F32)),
         Err(failure) => Wire::Failure(v1::Failure { message: failure.message, permanent: failure.permanent }),
     };
     v1::Report { lease, outcome: Some(outcome) }
@@ -122,6 +174,7 @@ pub fn report_from_wire(report: v1::Report) -> Result<(u64, Outcome), WireError>
         })),
         Wire::Moments(moments) => Ok(TaskResult::Moments(array_from_wire(Some(moments), "moments")?)),
         Wire::Image(image) => Ok(TaskResult::Image(array_from_wire(Some(image), "image")?)),
+        Wire::Norms(norms) => Ok(TaskResult::Norms(array_from_wire(Some(norms), "norms")?)),
         Wire::Failure(failure) => Err(TaskFailure { message: failure.message, permanent: failure.permanent }),
     };
     Ok((report.lease, outcome))
@@ -171,6 +224,7 @@ pub fn conditioning_id_from_wire(id: &[u8]) -> Result<ConditioningId, WireError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Pixels;
 
     fn noise_task() -> NoiseTask {
         NoiseTask {
@@ -189,8 +243,19 @@ mod tests {
         for task in [
             Task::PredictNoise(noise_task()),
             Task::EncodeText { prompt: "a fox".into() },
-            Task::EncodeTile { image: Arc::new(Array::zeros([3, 8, 8])) },
-            Task::DecodeTile { latent: Arc::new(Array::zeros([4, 1, 2])) },
+            Task::EncodeTile {
+                image: Arc::new(Pixels::new(8, 16, (0..=255).chain(0..=127).collect()).unwrap()),
+                rules: TileRules::plain(1, 2),
+            },
+            Task::DecodeTile {
+                latent: Arc::new(Array::zeros([4, 3, 5])),
+                rules: TileRules {
+                    norms: Some(Arc::new(Array::zeros([6, 2]))),
+                    wanted: Wanted::Norms,
+                    part: Rect { top: 1, left: 2, height: 2, width: 3 },
+                    wire: WireDtype::F16,
+                },
+            },
         ] {
             let wire = v1::Assignment { lease: 3, task: Some(task_to_wire(&task)) };
             assert_eq!(assignment_from_wire(wire), Ok((3, task)));
@@ -203,6 +268,7 @@ mod tests {
             Ok(TaskResult::Text(text)),
             Ok(TaskResult::Moments(Array::zeros([8, 1, 1]))),
             Ok(TaskResult::Image(Array::zeros([3, 8, 8]))),
+            Ok(TaskResult::Norms(Array::zeros([6, 2]))),
             Err(failure),
         ] {
             assert_eq!(

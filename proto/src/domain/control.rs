@@ -57,6 +57,10 @@ pub struct Progressed {
     pub patches: u64,
     /// What happens between stages; empty while patches are under way.
     pub phase: String,
+    /// Tiles of the phase that are done.
+    pub tiles_done: u64,
+    /// Tiles of the phase; 0 when it has none.
+    pub tiles: u64,
     /// Patches per second, lately.
     pub rate: f64,
     /// Patches of the whole render that are left.
@@ -89,6 +93,19 @@ pub struct RenderStatus {
     pub reason: String,
     /// What the user should know of its settings.
     pub warnings: Vec<String>,
+    /// The ending of its picture's name: `png`, `tif` or `dzi`.
+    pub format: String,
+    /// Its newest checkpoint since the coordinator started.
+    pub checkpoint: Option<CheckpointStatus>,
+}
+
+/// A checkpoint, as people see it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CheckpointStatus {
+    /// Seconds since it was written.
+    pub age: f64,
+    /// Bytes that were written for it.
+    pub bytes: u64,
 }
 
 impl RenderStatus {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use super::ModelDescription;
 
 /// The version of the conversation that this program speaks.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Sixteen random bytes that tell one process from every other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

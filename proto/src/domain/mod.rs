@@ -7,15 +7,20 @@ mod array;
 mod control;
 mod hello;
 mod model;
+mod pixels;
 mod task;
 
 pub use array::{Array, ShapeError};
-pub use control::{Progressed, RenderState, RenderStatus, WorkerChange, WorkerState, WorkerStatus};
+pub use control::{
+    CheckpointStatus, Progressed, RenderState, RenderStatus, WorkerChange, WorkerState, WorkerStatus,
+};
 pub use hello::{Hello, Identifier, PROTOCOL, Welcome};
 pub use model::{
     BetaSchedule, Component, Dtype, Fingerprint, ModelDescription, NumericClass, PAPER_SLIDER_SHARES,
-    PredictionType, Preset, ScheduleConfig, TimestepSpacing,
+    PredictionType, Preset, ScheduleConfig, TimestepSpacing, VaePair,
 };
+pub use pixels::{Pixels, Rect};
 pub use task::{
-    Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding, WireDtype,
+    Conditioning, ConditioningId, NoiseTask, PagScale, Task, TaskResult, TextEncoding, TileRules, Wanted,
+    WireDtype,
 };

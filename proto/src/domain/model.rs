@@ -135,6 +135,15 @@ pub struct Preset {
 /// The publication's sliders: 20 of 50 steps in the first upscale stage, 30 of 50 in the later ones.
 pub const PAPER_SLIDER_SHARES: [f32; 2] = [0.4, 0.6];
 
+/// A number of the encoder, and one of the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VaePair {
+    /// The encoder's.
+    pub encoder: u32,
+    /// The decoder's.
+    pub decoder: u32,
+}
+
 /// A model as its workers describe it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelDescription {
@@ -154,6 +163,11 @@ pub struct ModelDescription {
     pub scaling_factor: f32,
     /// Native side of the VAE, in image pixels (its `sample_size`): the published tile.
     pub vae_tile: u32,
+    /// How far the encoder and the decoder see, in latent pixels: what lies farther away than that from a
+    /// place changes nothing there, but for attention and normalisation, which see the whole tile.
+    pub vae_reach: VaePair,
+    /// Groups of all normalisations of the encoder and of the decoder.
+    pub vae_norms: VaePair,
     /// A missing negative prompt means zero embeddings, not those of an empty string.
     pub force_zeros_for_empty_prompt: bool,
     /// The noise schedule.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::Array;
+use super::{Array, Pixels, Rect};
 
 /// The BLAKE3 hash of a [`Conditioning`]: how tasks name it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +101,37 @@ impl NoiseTask {
     }
 }
 
+/// What is wanted of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// What the network makes of it.
+    Values,
+    /// The mean and the variance of every group of its normalisations.
+    Norms,
+}
+
+/// How a tile goes through the VAE.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TileRules {
+    /// Mean and variance of every group of the network's normalisations, (groups, 2), in the order that the
+    /// network comes to them; `None`: the tile's own.
+    pub norms: Option<Arc<Array>>,
+    /// What is wanted.
+    pub wanted: Wanted,
+    /// The part of the tile that it is wanted of, in latent pixels.
+    pub part: Rect,
+    /// How values travel back.
+    pub wire: WireDtype,
+}
+
+impl TileRules {
+    /// All values of a tile of this height and width in latent pixels, by its own statistics.
+    pub fn plain(height: usize, width: usize) -> Self {
+        let part = Rect { top: 0, left: 0, height, width };
+        Self { norms: None, wanted: Wanted::Values, part, wire: WireDtype::F32 }
+    }
+}
+
 /// One piece of work for a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Task {
@@ -111,24 +142,30 @@ pub enum Task {
         /// The prompt as the user wrote it.
         prompt: String,
     },
-    /// Encode an image tile: (3, height, width), values in [-1, 1].
+    /// Encode an image tile.
     EncodeTile {
         /// The tile.
-        image: Arc<Array>,
+        image: Arc<Pixels>,
+        /// How.
+        rules: TileRules,
     },
     /// Decode a latent tile: (channels, height, width), already divided by the scaling factor.
     DecodeTile {
         /// The tile.
         latent: Arc<Array>,
+        /// How.
+        rules: TileRules,
     },
 }
 
 impl Task {
-    /// What the task is, for messages: `patch`, `text`, `encode`, `decode`.
+    /// What the task is, for messages: `patch`, `text`, `encode`, `decode`, or statistics of the latter two.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::PredictNoise(_) => "patch",
             Self::EncodeText { .. } => "text",
+            Self::EncodeTile { rules: TileRules { wanted: Wanted::Norms, .. }, .. } => "encoder statistics",
+            Self::DecodeTile { rules: TileRules { wanted: Wanted::Norms, .. }, .. } => "decoder statistics",
             Self::EncodeTile { .. } => "encode",
             Self::DecodeTile { .. } => "decode",
         }
@@ -153,8 +190,10 @@ pub enum TaskResult {
     Noise(Array),
     /// An encoded prompt.
     Text(TextEncoding),
-    /// Mean and log-variance of an encoded tile, stacked: (2 channels, height/f, width/f).
+    /// Mean and log-variance of the wanted part of an encoded tile, stacked: (2 channels, height, width).
     Moments(Array),
-    /// A decoded tile, (3, f height, f width), nominally in [-1, 1], not clamped.
+    /// The wanted part of a decoded tile, (3, f height, f width), nominally in [-1, 1], not clamped.
     Image(Array),
+    /// Mean and variance of every group of a network's normalisations, (groups, 2).
+    Norms(Array),
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use gigasmith_coordinator::embedded::EmbeddedFarm;
 use gigasmith_proto::domain::{
     Array, BetaSchedule, Component, Conditioning, Dtype, Fingerprint, ModelDescription, NoiseTask,
-    NumericClass, PredictionType, Preset, ScheduleConfig, TextEncoding, TimestepSpacing,
+    NumericClass, PredictionType, Preset, Rect, ScheduleConfig, TextEncoding, TimestepSpacing, VaePair,
 };
 use gigasmith_worker::backend::{Backend, BackendError};
 use gigasmith_worker::device::DeviceThread;
@@ -77,6 +77,8 @@ pub(crate) fn description() -> ModelDescription {
         latent_factor: 4,
         scaling_factor: 0.5,
         vae_tile: 64,
+        vae_reach: VaePair { encoder: 0, decoder: 1 },
+        vae_norms: VaePair { encoder: 1, decoder: 2 },
         force_zeros_for_empty_prompt: true,
         schedule: ScheduleConfig {
             beta_start: 0.00085,
@@ -91,6 +93,15 @@ pub(crate) fn description() -> ModelDescription {
         native_sizes: vec![(64, 64)],
         preset: Preset { steps: 4, guidance_scale: 5.0, scale: 2.0, slider_shares: [0.5, 0.75] },
     }
+}
+
+/// Some statistics, each group's shifted by so much more than the one before.
+fn statistics(part: &Array, shift: f32, groups: usize) -> Array {
+    let n = part.data().len() as f32;
+    let mean = part.data().iter().sum::<f32>() / n;
+    let variance = part.data().iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n;
+    let pairs = (0..groups).flat_map(|g| [mean + shift * g as f32, variance]);
+    Array::new([groups, 2], pairs.collect()).expect("a mean and a variance each")
 }
 
 fn array(shape: [usize; 3], value: impl Fn(usize, usize, usize) -> f32) -> Array {
@@ -124,18 +135,35 @@ impl Backend for Fake {
         (self.spoil)("patch", noise)
     }
 
-    fn encode_tile(&mut self, image: &Array) -> Result<Array, BackendError> {
+    fn encode_tile(&mut self, image: &Array, norms: Option<&Array>) -> Result<Array, BackendError> {
         let (_, h, w) = image.chw().expect("three axes");
         let moments = array([8, h / 4, w / 4], |c, y, x| match c {
-            0..4 => image.data()[(c % 3 * h + y * 4) * w + x * 4],
+            0..4 => image.data()[(c % 3 * h + y * 4) * w + x * 4] * norms.map_or(1.0, |n| 1.0 + n.data()[0]),
             _ => -4.0,
         });
         (self.spoil)("encode", moments)
     }
 
-    fn decode_tile(&mut self, latent: &Array) -> Result<Array, BackendError> {
+    fn decode_tile(&mut self, latent: &Array, norms: Option<&Array>) -> Result<Array, BackendError> {
         let (_, h, w) = latent.chw().expect("three axes");
-        let image = array([3, h * 4, w * 4], |c, y, x| latent.data()[(c * h + y / 4) * w + x / 4].tanh());
+        let shift = norms.map_or(0.0, |n| n.data().iter().sum::<f32>() * 0.1);
+        let image =
+            array([3, h * 4, w * 4], |c, y, x| (latent.data()[(c * h + y / 4) * w + x / 4] + shift).tanh());
         (self.spoil)("decode", image)
+    }
+
+    fn encoder_norms(&mut self, image: &Array, _: Option<&Array>, part: Rect) -> Result<Array, BackendError> {
+        (self.spoil)("encoder statistics", statistics(&part.of(image, 4), 0.0, 1))
+    }
+
+    fn decoder_norms(
+        &mut self,
+        latent: &Array,
+        norms: Option<&Array>,
+        part: Rect,
+    ) -> Result<Array, BackendError> {
+        // The second group's follow from what was given for the first.
+        let given = norms.map_or(0.0, |n| n.data()[0]);
+        (self.spoil)("decoder statistics", statistics(&part.of(latent, 1), given, 2))
     }
 }

@@ -125,8 +125,8 @@ impl Coordinator {
         assert_eq!(status.state, RenderState::Done, "{status:?}");
         let mut fetched = self.jobs.fetch(id, store::Part::Picture).await.expect("it is done");
         let mut bytes = Vec::new();
-        while let Some(piece) = fetched.bytes.next().await {
-            bytes.extend_from_slice(&piece.expect("the store is there"));
+        while let Some(piece) = fetched.pieces.next().await {
+            bytes.extend_from_slice(&piece.expect("the store is there").bytes);
         }
         bytes
     }

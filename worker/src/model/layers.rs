@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::error::LoadError;
 use super::kernels::{self, Padding};
+use super::norms::Norms;
 use super::weights::Scope;
 
 type Load<T> = std::result::Result<T, LoadError>;
@@ -100,12 +101,18 @@ impl GroupNorm {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, false)
+        self.apply(x, false, &mut Norms::own())
     }
 
     /// Followed by `x sigmoid(x)`.
     pub(crate) fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::group_norm(x, &self.weight, &self.bias, self.groups, self.eps, true)
+        self.apply(x, true, &mut Norms::own())
+    }
+
+    /// With statistics from elsewhere, followed by `x sigmoid(x)` where `silu` is set.
+    pub(crate) fn apply(&self, x: &Tensor, silu: bool, norms: &mut Norms<'_>) -> Result<Tensor> {
+        let statistics = norms.next(x, self.groups)?;
+        kernels::group_norm(x, (&self.weight, &self.bias), self.groups, (self.eps, silu), statistics)
     }
 }
 

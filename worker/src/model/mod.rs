@@ -15,6 +15,7 @@ mod hub;
 mod kernels;
 mod layers;
 mod layout;
+mod norms;
 mod pocket;
 mod resnet;
 mod sdxl;

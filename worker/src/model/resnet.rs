@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use super::error::LoadError;
 use super::kernels::{self, Padding};
 use super::layers::{Conv2d, GroupNorm, Linear};
+use super::norms::Norms;
 use super::weights::Scope;
 
 /// Sizes of a residual block.
@@ -53,13 +54,18 @@ impl Resnet {
 
     /// `x` (batch, inputs, h, w); `time` (batch, time_embed_dim), already through its SiLU.
     pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
-        let mut hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        self.apply(x, time, &mut Norms::own())
+    }
+
+    /// The same with statistics from elsewhere.
+    pub(crate) fn apply(&self, x: &Tensor, time: Option<&Tensor>, norms: &mut Norms<'_>) -> Result<Tensor> {
+        let mut hidden = self.conv1.forward(&self.norm1.apply(x, true, norms)?)?;
         if let (Some(layer), Some(time)) = (&self.time, time) {
             let (batch, channels, _, _) = hidden.dims4()?;
             let shift = layer.forward_rows(time)?.reshape((batch, channels, 1, 1))?;
             hidden = hidden.broadcast_add(&shift)?;
         }
-        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
+        let hidden = self.conv2.forward(&self.norm2.apply(&hidden, true, norms)?)?;
         let sum = match &self.shortcut {
             Some(shortcut) => kernels::add(&shortcut.forward(x)?, &hidden)?,
             None => kernels::add(x, &hidden)?,

@@ -7,7 +7,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use gigasmith_proto::domain::{
-    Array, Component, Conditioning, Dtype, ModelDescription, NoiseTask, TextEncoding,
+    Array, Component, Conditioning, Dtype, ModelDescription, NoiseTask, Rect, TextEncoding,
 };
 
 use super::clip::{ClipText, side_by_side};
@@ -17,6 +17,7 @@ use super::files::ModelFiles;
 use super::fingerprint::Content;
 use super::guidance::{combine, resolve_blocks};
 use super::hub::{self, HubOptions};
+use super::norms::Norms;
 use super::select::{DeviceChoice, candle_dtype, dtype_for, numeric_class};
 use super::source::ModelSource;
 use super::tokenizer::Tokenizer;
@@ -166,6 +167,8 @@ impl SdxlModel {
             latent_factor: configs.vae.factor() as u32,
             scaling_factor: configs.vae.scaling_factor as f32,
             vae_tile: configs.vae.sample_size as u32,
+            vae_reach: configs.vae.reach(),
+            vae_norms: configs.vae.norms(),
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             schedule,
             pag_blocks: pag_names(&configs.unet),
@@ -227,6 +230,44 @@ impl SdxlModel {
             self.vae = Some(self.build_vae(Mode::Read)?);
         }
         Ok(self.vae.as_ref().expect("placed above"))
+    }
+
+    /// Encodes or decodes a tile with given statistics, or finds out its own.
+    fn through_vae(
+        &mut self,
+        input: &Array,
+        what: Through,
+        mut norms: Norms<'_>,
+    ) -> Result<(Array, Vec<f32>), BackendError> {
+        let name = match what {
+            Through::Encoder => "an encoding",
+            Through::Decoder => "an image",
+        };
+        let input = self.tensor(input).map_err(|e| device_error(name, &e))?;
+        let vae = self.vae()?;
+        let output = match what {
+            Through::Encoder => vae.encode(&input, &mut norms),
+            Through::Decoder => vae.decode(&input, &mut norms),
+        };
+        let output = output.and_then(|o| array(&o.squeeze(0)?)).map_err(|e| device_error(name, &e))?;
+        Ok((output, norms.into_found()))
+    }
+
+    /// An image tile must be cut at latent pixels.
+    fn check_image(&self, image: &Array) -> Result<usize, BackendError> {
+        let f = self.configs.vae.factor();
+        match image.chw() {
+            Some((3, h, w)) if h > 0 && w > 0 && h % f == 0 && w % f == 0 => Ok(h / f),
+            _ => Err(shape("the image tile", image, format!("(3, height, width) in multiples of {f}"))),
+        }
+    }
+
+    fn check_latent(&self, latent: &Array) -> Result<usize, BackendError> {
+        let channels = self.configs.vae.latent_channels;
+        match latent.chw() {
+            Some((c, h, w)) if c == channels && h > 0 && w > 0 => Ok(h),
+            _ => Err(shape("the latent tile", latent, format!("({channels}, height, width)"))),
+        }
     }
 
     /// A batch row each for the negative (where it is needed), the prompt, and the perturbed prompt.
@@ -325,25 +366,62 @@ impl Backend for SdxlModel {
         Ok(Array::new(shape, combine(task, &rows)).expect("guidance keeps the size of a row"))
     }
 
-    fn encode_tile(&mut self, image: &Array) -> Result<Array, BackendError> {
-        let f = self.configs.vae.factor();
-        if !matches!(image.chw(), Some((3, h, w)) if h > 0 && w > 0 && h % f == 0 && w % f == 0) {
-            return Err(shape("the image tile", image, format!("(3, height, width) in multiples of {f}")));
-        }
-        let input = self.tensor(image).map_err(|e| device_error("an encoding", &e))?;
-        let moments = self.vae()?.encode(&input).and_then(|m| array(&m.squeeze(0)?));
-        moments.map_err(|e| device_error("an encoding", &e))
+    fn encode_tile(&mut self, image: &Array, norms: Option<&Array>) -> Result<Array, BackendError> {
+        self.check_image(image)?;
+        let given = statistics(norms, self.description.vae_norms.encoder)?;
+        Ok(self.through_vae(image, Through::Encoder, Norms::given(given))?.0)
     }
 
-    fn decode_tile(&mut self, latent: &Array) -> Result<Array, BackendError> {
-        let channels = self.configs.vae.latent_channels;
-        if !matches!(latent.chw(), Some((c, h, w)) if c == channels && h > 0 && w > 0) {
-            return Err(shape("the latent tile", latent, format!("({channels}, height, width)")));
-        }
-        let input = self.tensor(latent).map_err(|e| device_error("an image", &e))?;
-        let image = self.vae()?.decode(&input).and_then(|i| array(&i.squeeze(0)?));
-        image.map_err(|e| device_error("an image", &e))
+    fn decode_tile(&mut self, latent: &Array, norms: Option<&Array>) -> Result<Array, BackendError> {
+        self.check_latent(latent)?;
+        let given = statistics(norms, self.description.vae_norms.decoder)?;
+        Ok(self.through_vae(latent, Through::Decoder, Norms::given(given))?.0)
     }
+
+    fn encoder_norms(
+        &mut self,
+        image: &Array,
+        norms: Option<&Array>,
+        part: Rect,
+    ) -> Result<Array, BackendError> {
+        let rows = self.check_image(image)?;
+        let given = statistics(norms, self.description.vae_norms.encoder)?;
+        let (_, found) = self.through_vae(image, Through::Encoder, Norms::measuring(given, part, rows))?;
+        Ok(pairs(found))
+    }
+
+    fn decoder_norms(
+        &mut self,
+        latent: &Array,
+        norms: Option<&Array>,
+        part: Rect,
+    ) -> Result<Array, BackendError> {
+        let rows = self.check_latent(latent)?;
+        let given = statistics(norms, self.description.vae_norms.decoder)?;
+        let (_, found) = self.through_vae(latent, Through::Decoder, Norms::measuring(given, part, rows))?;
+        Ok(pairs(found))
+    }
+}
+
+/// One of the VAE's networks.
+#[derive(Debug, Clone, Copy)]
+enum Through {
+    Encoder,
+    Decoder,
+}
+
+/// The values of statistics, if they are of so many groups.
+fn statistics(norms: Option<&Array>, groups: u32) -> Result<Option<&[f32]>, BackendError> {
+    match norms {
+        Some(norms) if *norms.shape() != [groups as usize, 2] => {
+            Err(shape("the statistics", norms, format!("({groups}, 2)")))
+        }
+        norms => Ok(norms.map(Array::data)),
+    }
+}
+
+fn pairs(found: Vec<f32>) -> Array {
+    Array::new([found.len() / 2, 2], found).expect("a mean and a variance each")
 }
 
 fn array(tensor: &Tensor) -> candle_core::Result<Array> {

@@ -7,6 +7,7 @@ use super::config::VaeConfig;
 use super::error::LoadError;
 use super::kernels::{self, AttentionSpec, Mask};
 use super::layers::{Conv2d, GroupNorm, Linear};
+use super::norms::Norms;
 use super::resnet::{Downsample, Resnet, ResnetSpec, Upsample};
 use super::weights::Scope;
 
@@ -43,8 +44,8 @@ impl Vae {
 
     /// (batch, 3, h, w) -> mean and log-variance (batch, 2 C, h / f, w / f), f32, the latter clamped
     /// to [-30, 20].
-    pub(crate) fn encode(&self, image: &Tensor) -> Result<Tensor> {
-        let mut moments = self.encoder.forward(&image.to_dtype(self.dtype)?)?;
+    pub(crate) fn encode(&self, image: &Tensor, norms: &mut Norms<'_>) -> Result<Tensor> {
+        let mut moments = self.encoder.forward(&image.to_dtype(self.dtype)?, norms)?;
         if let Some(quant) = &self.quant {
             moments = quant.forward(&moments)?;
         }
@@ -53,12 +54,12 @@ impl Vae {
     }
 
     /// (batch, C, h, w) -> (batch, 3, f h, f w), f32, not clamped.
-    pub(crate) fn decode(&self, latent: &Tensor) -> Result<Tensor> {
+    pub(crate) fn decode(&self, latent: &Tensor, norms: &mut Norms<'_>) -> Result<Tensor> {
         let mut x = latent.to_dtype(self.dtype)?;
         if let Some(post_quant) = &self.post_quant {
             x = post_quant.forward(&x)?;
         }
-        self.decoder.forward(&x)?.to_dtype(DType::F32)
+        self.decoder.forward(&x, norms)?.to_dtype(DType::F32)
     }
 }
 
@@ -116,18 +117,18 @@ impl Encoder {
         })
     }
 
-    fn forward(&self, image: &Tensor) -> Result<Tensor> {
+    fn forward(&self, image: &Tensor, norms: &mut Norms<'_>) -> Result<Tensor> {
         let mut x = self.conv_in.forward(image)?;
         for (resnets, shrink) in &self.down {
             for resnet in resnets {
-                x = resnet.forward(&x, None)?;
+                x = resnet.apply(&x, None, norms)?;
             }
             if let Some(shrink) = shrink {
                 x = shrink.forward(&x)?;
             }
         }
-        let x = self.mid.forward(&x)?;
-        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
+        let x = self.mid.forward(&x, norms)?;
+        self.conv_out.forward(&self.norm_out.apply(&x, true, norms)?)
     }
 }
 
@@ -164,18 +165,18 @@ impl Decoder {
         })
     }
 
-    fn forward(&self, latent: &Tensor) -> Result<Tensor> {
-        let mut x = self.mid.forward(&self.conv_in.forward(latent)?)?;
+    fn forward(&self, latent: &Tensor, norms: &mut Norms<'_>) -> Result<Tensor> {
+        let mut x = self.mid.forward(&self.conv_in.forward(latent)?, norms)?;
         for (resnets, grow) in &self.up {
             for resnet in resnets {
-                x = resnet.forward(&x, None)?;
+                x = resnet.apply(&x, None, norms)?;
             }
             if let Some(grow) = grow {
                 let (_, _, h, w) = x.dims4()?;
                 x = grow.forward(&x, 2 * h, 2 * w)?;
             }
         }
-        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
+        self.conv_out.forward(&self.norm_out.apply(&x, true, norms)?)
     }
 }
 
@@ -200,12 +201,12 @@ impl Mid {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.first.forward(x, None)?;
+    fn forward(&self, x: &Tensor, norms: &mut Norms<'_>) -> Result<Tensor> {
+        let mut x = self.first.apply(x, None, norms)?;
         if let Some(attention) = &self.attention {
-            x = attention.forward(&x)?;
+            x = attention.forward(&x, norms)?;
         }
-        self.last.forward(&x, None)
+        self.last.apply(&x, None, norms)
     }
 }
 
@@ -236,8 +237,8 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let planes = self.norm.forward(x)?.flatten_from(2)?;
+    fn forward(&self, x: &Tensor, norms: &mut Norms<'_>) -> Result<Tensor> {
+        let planes = self.norm.apply(x, false, norms)?.flatten_from(2)?;
         let tokens = planes.transpose(1, 2)?;
         let (q, k, v) =
             (self.to_q.forward(&tokens)?, self.to_k.forward(&tokens)?, self.to_v.forward(&tokens)?);

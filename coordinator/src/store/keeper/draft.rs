@@ -24,6 +24,7 @@ pub(super) enum Slot {
     Band(usize),
     Tail(usize),
     Waiting(usize),
+    Norms,
 }
 
 /// A point on its way into the store: what is still to be written, and what the manifest will say.
@@ -38,7 +39,7 @@ pub(super) struct Draft {
 
 enum Kind {
     Sampling { canvas: CanvasRecord, plan: BlobId, patches: u32, committed: Vec<(u32, u32)> },
-    Decoding { canvas: CanvasRecord, tails: Vec<Shape>, waiting: Vec<(u32, Shape)> },
+    Decoding { canvas: CanvasRecord, tails: Vec<Shape>, waiting: Vec<(u32, Shape)>, norms: Option<Shape> },
 }
 
 type Shape = [usize; 3];
@@ -79,7 +80,7 @@ impl Current {
                         self.blocks.insert(i, (version, id, before));
                     }
                 }
-                Slot::Before(_) | Slot::Tail(_) | Slot::Waiting(_) => {}
+                Slot::Before(_) | Slot::Tail(_) | Slot::Waiting(_) | Slot::Norms => {}
             }
         }
     }
@@ -140,19 +141,24 @@ impl Current {
 
     fn decoding(&self, stage: u32, latent: &Arc<Array>, grid: BlockGrid, decoded: SavedDecoding) -> Draft {
         let channels = latent.shape()[0];
-        let SavedDecoding { bands, tails, waiting } = decoded;
+        let SavedDecoding { raster, bands, tails, waiting, norms } = decoded;
         let shape = |a: &Array| a.chw().map(|(c, h, w)| [c, h, w]).expect("three axes");
         let kind = Kind::Decoding {
             canvas: canvas_record(channels, grid),
             tails: tails.iter().map(shape).collect(),
             waiting: waiting.iter().map(|(&i, tile)| (i as u32, shape(tile))).collect(),
+            norms: norms.as_ref().map(|norms| [1, norms.shape()[0], norms.shape()[1]]),
         };
         let mut draft = Draft::new(stage, kind);
         for i in 0..grid.len() {
             draft.want(Slot::Latent(i), self.latent.get(&i), || Blob::Part(latent.clone(), grid.window(i)));
         }
-        for (i, band) in bands.into_iter().enumerate() {
-            draft.want(Slot::Band(i), self.bands.get(&i), || Blob::Bytes(band));
+        for (raster, (i, &band)) in raster.iter().flat_map(|r| bands.iter().enumerate().map(move |b| (r, b)))
+        {
+            draft.want(Slot::Band(i), self.bands.get(&i), || Blob::Rows(raster.clone(), band));
+        }
+        if let Some(norms) = norms {
+            draft.want(Slot::Norms, None, || Blob::Values(norms));
         }
         for (i, tail) in tails.into_iter().enumerate() {
             draft.want(Slot::Tail(i), None, || Blob::Values(Arc::new(tail)));
@@ -209,13 +215,14 @@ impl Draft {
                     blocks: self.versions.iter().map(block).collect(),
                 }
             }
-            Kind::Decoding { canvas, tails, waiting } => {
+            Kind::Decoding { canvas, tails, waiting, norms } => {
                 let record = |shape: Shape, slot| ArrayRecord { shape, blob: self.ids[&slot] };
                 ManifestAt::Decoding {
                     canvas: *canvas,
                     latent: self.list(Slot::Latent(0), Slot::Band(0)),
                     bands: self.list(Slot::Band(0), Slot::Tail(0)),
                     tails: tails.iter().enumerate().map(|(i, s)| record(*s, Slot::Tail(i))).collect(),
+                    norms: norms.map(|shape| record(shape, Slot::Norms)),
                     waiting: waiting
                         .iter()
                         .map(|&(i, shape)| (i, record(shape, Slot::Waiting(i as usize))))

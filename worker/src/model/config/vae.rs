@@ -1,5 +1,6 @@
 //! `vae/config.json`: AutoencoderKL.
 
+use gigasmith_proto::domain::VaePair;
 use serde_json::json;
 
 use super::Reader;
@@ -27,6 +28,32 @@ impl VaeConfig {
     /// Image pixels per latent pixel and axis.
     pub(crate) fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
+    }
+
+    /// How far encoder and decoder see through their convolutions, in latent pixels.
+    pub(crate) fn reach(&self) -> VaePair {
+        let (blocks, layers) = (self.block_out_channels.len() as u32, self.layers_per_block as u32);
+        let factor = self.factor() as u32;
+        // In image pixels: a 3x3 convolution sees one pixel of its own resolution on every side, one that
+        // halves the resolution two on one side. A resnet has two, the middle has two resnets.
+        let (mut encoder, mut decoder) = (1, 1);
+        for block in 0..blocks {
+            let pixel = 1 << block;
+            let resizes = u32::from(block + 1 < blocks);
+            encoder += (2 * layers + 2 * resizes) * pixel;
+            decoder += (2 * (layers + 1) + resizes) * pixel;
+        }
+        let middle = (4 + 1) * factor;
+        VaePair { encoder: (encoder + middle).div_ceil(factor), decoder: (decoder + middle).div_ceil(factor) }
+    }
+
+    /// Groups of all normalisations of encoder and decoder.
+    pub(crate) fn norms(&self) -> VaePair {
+        let (blocks, layers) = (self.block_out_channels.len(), self.layers_per_block);
+        // Two a resnet; the middle has two resnets and perhaps an attention; one at the end.
+        let others = 4 + usize::from(self.mid_block_add_attention) + 1;
+        let groups = |layers: usize| ((2 * layers * blocks + others) * self.norm_num_groups) as u32;
+        VaePair { encoder: groups(layers), decoder: groups(layers + 1) }
     }
 
     /// Reads `vae/config.json`.

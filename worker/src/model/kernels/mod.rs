@@ -125,19 +125,29 @@ pub(crate) fn conv2d(
 }
 
 /// Group normalisation (Wu and He, arXiv 1803.08494) of (batch, c, h, w), followed by
-/// `x sigmoid(x)` where `silu` is set.
+/// `x sigmoid(x)` where `silu` is set. `statistics`: mean and variance of each group, one after the other,
+/// instead of those of `x`.
 pub(crate) fn group_norm(
     x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
     groups: usize,
-    eps: f64,
-    silu: bool,
+    (eps, silu): (f64, bool),
+    statistics: Option<&[f32]>,
 ) -> Result<Tensor> {
     if !on_cpu(x) {
-        return plain::group_norm(x, weight, bias, groups, eps, silu);
+        return plain::group_norm(x, (weight, bias), groups, (eps, silu), statistics);
     }
-    in_f32(&[x, weight, bias], |t| norm::group_norm(&t[0], &t[1], &t[2], groups, eps as f32, silu))
+    in_f32(&[x, weight, bias], |t| {
+        norm::group_norm(&t[0], &t[1], &t[2], groups, (eps as f32, silu), statistics)
+    })
+}
+
+/// Mean and variance of each group of channels of (1, c, h, w), one after the other. `x` may be strided.
+pub(crate) fn group_statistics(x: &Tensor, groups: usize) -> Result<Vec<f32>> {
+    if !on_cpu(x) {
+        return plain::group_statistics(x, groups);
+    }
+    norm::group_statistics(&x.to_dtype(DType::F32)?, groups)
 }
 
 /// Layer normalisation over the last axis (Ba et al., arXiv 1607.06450).

@@ -1,4 +1,6 @@
 //! Group and layer normalisation. Means and variances are summed in f64.
+//!
+//! Group normalisation uses the statistics of what it is given, or others.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -12,8 +14,8 @@ pub(super) fn group_norm(
     weight: &Tensor,
     bias: &Tensor,
     groups: usize,
-    eps: f32,
-    silu: bool,
+    (eps, silu): (f32, bool),
+    statistics: Option<&[f32]>,
 ) -> Result<Tensor> {
     let x = x.contiguous()?;
     let dims = x.dims().to_vec();
@@ -26,9 +28,10 @@ pub(super) fn group_norm(
     let size = per_group * plane;
     out.par_chunks_mut(size).zip(xs.par_chunks(size)).enumerate().for_each(|(i, (out, x))| {
         let first = i % groups * per_group;
-        let n = x.len() as f64;
-        let mean = (simd::sum(x) / n) as f32;
-        let variance = (simd::sum_squares(x, mean) / n) as f32;
+        let (mean, variance) = match statistics {
+            Some(given) => (given[i % groups * 2], given[i % groups * 2 + 1]),
+            None => mean_and_variance(x),
+        };
         let r = 1.0 / (variance + eps).sqrt();
         for (c, (out, x)) in out.chunks_mut(plane).zip(x.chunks(plane)).enumerate() {
             let scale = r * ws[first + c];
@@ -41,6 +44,21 @@ pub(super) fn group_norm(
         }
     });
     tensor(out, &dims)
+}
+
+fn mean_and_variance(x: &[f32]) -> (f32, f32) {
+    let n = x.len() as f64;
+    let mean = (simd::sum(x) / n) as f32;
+    (mean, (simd::sum_squares(x, mean) / n) as f32)
+}
+
+/// See [`super::group_statistics`].
+pub(super) fn group_statistics(x: &Tensor, groups: usize) -> Result<Vec<f32>> {
+    let x = x.contiguous()?;
+    let x = Host::contiguous(&x)?;
+    let values = x.values()?;
+    let of_groups = values.par_chunks_exact(values.len() / groups).map(mean_and_variance);
+    Ok(of_groups.collect::<Vec<_>>().into_iter().flat_map(|(mean, variance)| [mean, variance]).collect())
 }
 
 /// See [`super::layer_norm`].

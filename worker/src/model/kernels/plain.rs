@@ -53,22 +53,38 @@ pub(super) fn conv2d(
 /// See [`super::group_norm`]. Statistics in f32.
 pub(super) fn group_norm(
     x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
     groups: usize,
-    eps: f64,
-    silu: bool,
+    (eps, silu): (f64, bool),
+    statistics: Option<&[f32]>,
 ) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;
     let grouped = x.to_dtype(DType::F32)?.reshape((batch, groups, ()))?;
-    let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let (centred, variance) = match statistics {
+        None => {
+            let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
+            let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+            (centred, variance)
+        }
+        Some(given) => {
+            let given = Tensor::from_slice(given, (1, groups, 2), x.device())?;
+            (grouped.broadcast_sub(&given.narrow(2, 0, 1)?)?, given.narrow(2, 1, 1)?)
+        }
+    };
     let normal = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape((batch, channels, h, w))?;
     let shape = (1, channels, 1, 1);
     let scaled = normal.broadcast_mul(&weight.to_dtype(DType::F32)?.reshape(shape)?)?;
     let out = scaled.broadcast_add(&bias.to_dtype(DType::F32)?.reshape(shape)?)?;
     let out = if silu { out.silu()? } else { out };
     out.to_dtype(x.dtype())
+}
+
+/// See [`super::group_statistics`].
+pub(super) fn group_statistics(x: &Tensor, groups: usize) -> Result<Vec<f32>> {
+    let grouped = x.to_dtype(DType::F32)?.contiguous()?.reshape((groups, ()))?;
+    let mean = grouped.mean_keepdim(1)?;
+    let variance = grouped.broadcast_sub(&mean)?.sqr()?.mean_keepdim(1)?;
+    Tensor::cat(&[mean, variance], 1)?.flatten_all()?.to_vec1()
 }
 
 /// See [`super::geglu`].

@@ -89,8 +89,19 @@ fn norms_and_gates_agree_with_candle() {
     let x = (random(&[2, 12, 17, 9]) + 3.0).unwrap();
     let (w, b) = (random(&[12]), random(&[12]));
     for silu in [false, true] {
-        let exact = plain::group_norm(&x, &w, &b, 4, 1e-5, silu).unwrap();
-        assert!(distance(&group_norm(&x, &w, &b, 4, 1e-5, silu).unwrap(), &exact) < 2e-6);
+        // Its own statistics, or the same from elsewhere: measured once, and given.
+        let own = plain::group_norm(&x, (&w, &b), 4, (1e-5, silu), None).unwrap();
+        assert!(distance(&group_norm(&x, (&w, &b), 4, (1e-5, silu), None).unwrap(), &own) < 2e-6);
+        let first = x.narrow(0, 0, 1).unwrap();
+        let found = group_statistics(&first, 4).unwrap();
+        let plainly = plain::group_statistics(&first, 4).unwrap();
+        assert!(found.iter().zip(&plainly).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?} {plainly:?}");
+        let given = group_norm(&first, (&w, &b), 4, (1e-5, silu), Some(&found)).unwrap();
+        assert!(distance(&given, &own.narrow(0, 0, 1).unwrap()) < 2e-6);
+        let other: Vec<f32> = found.iter().map(|v| v * 1.5 + 0.1).collect();
+        let exact = plain::group_norm(&x, (&w, &b), 4, (1e-5, silu), Some(&other)).unwrap();
+        assert!(distance(&group_norm(&x, (&w, &b), 4, (1e-5, silu), Some(&other)).unwrap(), &exact) < 2e-6);
+        assert!(distance(&exact, &own) > 1e-2, "other statistics, another result");
     }
     let x = random(&[2, 35, 70]);
     let (w, b) = (random(&[70]), random(&[70]));

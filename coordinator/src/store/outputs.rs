@@ -1,0 +1,410 @@
+//! What a finished render leaves: its picture in any format, its latents, its plans.
+//!
+//! Pictures are large: nothing here holds one in memory. A format of one file is written to the scratch
+//! folder once, and sent from there to wherever it is wanted; Deep Zoom's tiles go to the store one by one,
+//! the descriptor last, so that one who finds it finds everything.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use gigasmith_proto::domain::Array;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStoreExt, WriteMultipart};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::{Stream, StreamExt};
+
+use super::{Claim, PARTS_AT_A_TIME, RenderStore, SMALL, StoreError};
+use crate::output::{
+    DziSink, Embedded, Format, Kind, Settings, WriteError, encode_latents, write_atomically, write_dzi,
+    write_file, write_picture,
+};
+use crate::raster::{Levels, Scratch};
+use crate::render::Rendered;
+use crate::sampler::plan::PlanFile;
+use crate::spec::RenderSpec;
+
+/// Tiles on their way to the store at a time.
+const TILES_AT_A_TIME: usize = 32;
+/// What a picture is called in the store, without its ending.
+const RESULT: &str = "result";
+const KINDS: [Kind; 3] = [Kind::Png, Kind::Tif, Kind::Dzi];
+
+/// Told how far writing is: parts done, and all.
+pub type Told = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// What a render made.
+#[derive(Clone)]
+pub struct Outputs {
+    picture: Arc<dyn Levels>,
+    embedded: Embedded,
+    format: Format,
+    /// The last stage, and its latents as a safetensors file; `None` when no stage ran.
+    latents: Option<(u32, Bytes)>,
+    /// The plans of the upscale stages, JSON.
+    plans: Bytes,
+    scratch: Scratch,
+    /// The picture's file, once it was needed.
+    file: Arc<Mutex<Option<Arc<File>>>>,
+}
+
+impl std::fmt::Debug for Outputs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outputs").field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+impl Outputs {
+    /// What a render made. `patch_side`: of its windows. Takes a moment, for the latents.
+    pub fn of(
+        rendered: &Rendered,
+        spec: &RenderSpec,
+        patch_side: usize,
+        (format, scratch): (Format, &Scratch),
+    ) -> Result<Self, String> {
+        let settings = Settings::new(spec.clone());
+        let latents = rendered.latent.as_ref().map(|latent: &Arc<Array>| {
+            let bytes = encode_latents(latent, &settings).map_err(|e| e.to_string())?;
+            Ok::<_, String>((spec.upscales.len() as u32, Bytes::from(bytes)))
+        });
+        let plans = PlanFile::of(&rendered.plans, patch_side).to_json().into();
+        let outputs = Self::new(rendered.picture.clone(), settings.embedded(), (format, scratch));
+        Ok(Self { latents: latents.transpose()?, plans, ..outputs })
+    }
+
+    /// A picture alone.
+    pub fn new(picture: Arc<dyn Levels>, embedded: Embedded, (format, scratch): (Format, &Scratch)) -> Self {
+        Self {
+            picture,
+            embedded,
+            format,
+            latents: None,
+            plans: Bytes::new(),
+            scratch: scratch.clone(),
+            file: Arc::default(),
+        }
+    }
+
+    /// With the latents of a stage, a safetensors file.
+    pub fn with_latents(self, stage: u32, latents: Bytes) -> Self {
+        Self { latents: Some((stage, latents)), ..self }
+    }
+
+    /// The picture's format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The latents, a safetensors file; `None` when no stage ran.
+    pub fn latents(&self) -> Option<&Bytes> {
+        self.latents.as_ref().map(|(_, bytes)| bytes)
+    }
+
+    /// The plans of the upscale stages, JSON.
+    pub fn plans(&self) -> &Bytes {
+        &self.plans
+    }
+
+    /// Writes the picture under its final name. Takes its time. An error of `written` ends it.
+    pub fn write(
+        &self,
+        path: &Path,
+        written: &mut dyn FnMut(u64, u64) -> io::Result<()>,
+    ) -> Result<(), WriteError> {
+        if self.format.kind == Kind::Dzi {
+            return write_picture(path, &*self.picture, &self.embedded, self.format, written);
+        }
+        let file = self.file(written).map_err(|e| WriteError::new(path, self.scratch.explain(&e)))?;
+        write_atomically(path, |out| {
+            let mut from: &File = &file;
+            from.seek(SeekFrom::Start(0))?;
+            io::copy(&mut from, out).map(drop)
+        })
+    }
+
+    /// The picture as a file, written once.
+    fn file(&self, written: &mut dyn FnMut(u64, u64) -> io::Result<()>) -> io::Result<Arc<File>> {
+        let mut known = self.file.lock().expect("no holder panics");
+        if let Some(file) = &*known {
+            return Ok(file.clone());
+        }
+        let file = self.scratch.file()?;
+        let mut buffered = io::BufWriter::with_capacity(1 << 20, &file);
+        write_file(&mut buffered, &*self.picture, &self.embedded, self.format, written)?;
+        buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok(known.insert(Arc::new(file)).clone())
+    }
+}
+
+/// A part of a finished render.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The picture.
+    Picture,
+    /// The last stage's latents, a safetensors file.
+    Latents,
+    /// The plans of the upscale stages, JSON.
+    Plan,
+}
+
+/// A piece of a file. Pieces of a file follow each other.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// What the file's name has after the picture's own: empty where there is one file only, else
+    /// `_files/LEVEL/X_Y.jpg` and the like.
+    pub file: String,
+    /// Some of its bytes.
+    pub bytes: Bytes,
+}
+
+/// A part as it comes out of the store.
+pub struct Fetched {
+    /// What kind of file a picture is.
+    pub kind: Option<Kind>,
+    /// Bytes in all.
+    pub total: u64,
+    /// The bytes, in pieces.
+    pub pieces: Pin<Box<dyn Stream<Item = Result<Piece, StoreError>> + Send>>,
+}
+
+impl std::fmt::Debug for Fetched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetched")
+            .field("kind", &self.kind)
+            .field("total", &self.total)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RenderStore {
+    /// Stores what a render made, unless somebody newer has taken it over. What was stored of it before in
+    /// another format goes.
+    pub async fn put_result(
+        &self,
+        id: &str,
+        claim: &Claim,
+        result: &Outputs,
+        told: Told,
+    ) -> Result<(), StoreError> {
+        self.check(claim).await?;
+        if let Some((stage, latents)) = &result.latents {
+            self.write(&self.stage_path(id, *stage), latents.clone()).await?;
+        }
+        self.write(&self.path(id, "result-plan.json"), result.plans.clone()).await?;
+        match result.format.kind {
+            Kind::Dzi => self.put_tiles(id, result, told).await?,
+            kind => {
+                let making = result.clone();
+                let made = tokio::task::spawn_blocking(move || {
+                    making.file(&mut |done, total| {
+                        told(done, total);
+                        Ok(())
+                    })
+                });
+                let made = made.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+                let file = made.map_err(StoreError::Scratch)?;
+                self.write_file(&self.result_path(id, kind), file).await?;
+            }
+        }
+        for other in KINDS.into_iter().filter(|k| *k != result.format.kind) {
+            self.delete(&self.result_path(id, other)).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn result_path(&self, id: &str, kind: Kind) -> ObjectPath {
+        self.path(id, &format!("{RESULT}.{}", kind.extension()))
+    }
+
+    /// Writes an object from a file, in parts.
+    async fn write_file(&self, path: &ObjectPath, file: Arc<File>) -> Result<(), StoreError> {
+        let fail = |source| StoreError::Store { path: path.to_string(), source };
+        let length = file.metadata().map_err(StoreError::Scratch)?.len();
+        let part = |at: u64| {
+            let file = file.clone();
+            let read = move || {
+                let mut bytes = vec![0; (length - at).min(SMALL as u64) as usize];
+                let mut file: &File = &file;
+                file.seek(SeekFrom::Start(at))?;
+                file.read_exact(&mut bytes)?;
+                Ok::<_, io::Error>(Bytes::from(bytes))
+            };
+            async {
+                let read = tokio::task::spawn_blocking(read).await;
+                read.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+                    .map_err(StoreError::Scratch)
+            }
+        };
+        if length <= SMALL as u64 {
+            return self.write(path, part(0).await?).await;
+        }
+        let upload = self.objects.put_multipart(path).await.map_err(fail)?;
+        let mut parts = WriteMultipart::new_with_chunk_size(upload, SMALL);
+        for at in (0..length).step_by(SMALL) {
+            let bytes = match parts.wait_for_capacity(PARTS_AT_A_TIME).await {
+                Ok(()) => part(at).await,
+                Err(error) => Err(fail(error)),
+            };
+            match bytes {
+                Ok(bytes) => parts.put(bytes),
+                Err(error) => {
+                    // Parts that stay take room and are billed; if this fails too there is nothing else to try.
+                    let _ = parts.abort().await;
+                    return Err(error);
+                }
+            }
+        }
+        // Aborts by itself what it cannot finish.
+        parts.finish().await.map(|_| ()).map_err(fail)
+    }
+
+    /// Stores a picture as Deep Zoom.
+    async fn put_tiles(&self, id: &str, result: &Outputs, told: Told) -> Result<(), StoreError> {
+        // Whoever looks at an older one must not find the new one's tiles.
+        self.delete(&self.result_path(id, Kind::Dzi)).await?;
+        let (sender, mut parts) = mpsc::channel::<(String, Bytes)>(4);
+        let making = result.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let mut sink = Queue(sender);
+            let mut written = |done, total| {
+                told(done, total);
+                Ok(())
+            };
+            let options = making.format.dzi();
+            write_dzi(&mut sink, RESULT, &*making.picture, &making.embedded, options, &mut written)
+        });
+        let (mut flying, mut last) = (JoinSet::new(), None);
+        let landed = |done: Option<Result<Result<(), StoreError>, tokio::task::JoinError>>| match done {
+            Some(done) => done.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())),
+            None => Ok(()),
+        };
+        while let Some((path, bytes)) = parts.recv().await {
+            let path = self.path(id, &path);
+            if path == self.result_path(id, Kind::Dzi) {
+                last = Some((path, bytes));
+                break;
+            }
+            while flying.len() >= TILES_AT_A_TIME {
+                landed(flying.join_next().await)?;
+            }
+            let store = self.clone();
+            flying.spawn(async move { store.write(&path, bytes).await });
+        }
+        while !flying.is_empty() {
+            landed(flying.join_next().await)?;
+        }
+        // The queue is closed: it ends.
+        drop(parts);
+        let made = made.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        made.map_err(StoreError::Scratch)?;
+        match last {
+            Some((path, bytes)) => self.write(&path, bytes).await,
+            None => Err(StoreError::Scratch(io::Error::other("the descriptor is missing"))),
+        }
+    }
+
+    /// Of what kind a finished render's picture is; `None` when it is not there.
+    pub async fn result_kind(&self, id: &str) -> Result<Option<Kind>, StoreError> {
+        for kind in KINDS {
+            let path = self.result_path(id, kind);
+            match self.objects.head(&path).await {
+                Ok(_) => return Ok(Some(kind)),
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(source) => return Err(StoreError::Store { path: path.to_string(), source }),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A part of a finished render, to be read piece by piece; `None` when it is not there. `stages`: how
+    /// many upscale stages the render has.
+    pub async fn result(&self, id: &str, part: Part, stages: u32) -> Result<Option<Fetched>, StoreError> {
+        let path = match part {
+            Part::Plan => self.path(id, "result-plan.json"),
+            Part::Latents => self.stage_path(id, stages),
+            Part::Picture => match self.result_kind(id).await? {
+                None => return Ok(None),
+                Some(Kind::Dzi) => return self.tiles(id).await.map(Some),
+                Some(kind) => {
+                    let found = self.object(self.result_path(id, kind), String::new()).await?;
+                    return Ok(found.map(|fetched| Fetched { kind: Some(kind), ..fetched }));
+                }
+            },
+        };
+        self.object(path, String::new()).await
+    }
+
+    async fn object(&self, path: ObjectPath, file: String) -> Result<Option<Fetched>, StoreError> {
+        match self.objects.get(&path).await {
+            Ok(found) => {
+                let total = found.meta.size;
+                let pieces = found.into_stream().map(move |bytes| {
+                    let bytes =
+                        bytes.map_err(|source| StoreError::Store { path: path.to_string(), source })?;
+                    Ok(Piece { file: file.clone(), bytes })
+                });
+                Ok(Some(Fetched { kind: None, total, pieces: Box::pin(pieces) }))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(StoreError::Store { path: path.to_string(), source }),
+        }
+    }
+
+    /// Every file of a Deep Zoom picture, the descriptor last.
+    async fn tiles(&self, id: &str) -> Result<Fetched, StoreError> {
+        let prefix = self.path(id, &format!("{RESULT}_files"));
+        let mut files = Vec::new();
+        let mut total = 0;
+        let mut listed = self.objects.list(Some(&prefix));
+        while let Some(found) = listed.next().await {
+            let found = found.map_err(|source| StoreError::Store { path: prefix.to_string(), source })?;
+            let inside: Option<Vec<String>> =
+                found.location.prefix_match(&prefix).map(|p| p.map(|s| s.as_ref().to_owned()).collect());
+            let Some(inside) = inside else { continue };
+            total += found.size;
+            files.push((found.location, format!("_files/{}", inside.join("/"))));
+        }
+        drop(listed);
+        files.sort_by(|a, b| a.1.cmp(&b.1));
+        for (name, file) in [("result.dzi.json", ".dzi.json"), ("result.dzi", ".dzi")] {
+            let path = self.path(id, name);
+            let head = self.objects.head(&path).await;
+            total += head.map_err(|source| StoreError::Store { path: path.to_string(), source })?.size;
+            files.push((path, file.to_owned()));
+        }
+        let (sender, receiver) = mpsc::channel(4);
+        let store = self.clone();
+        tokio::spawn(async move {
+            for (path, file) in files {
+                let bytes = match store.get(&path).await {
+                    Ok(Some(bytes)) => Ok(Piece { file, bytes: bytes.into() }),
+                    Ok(None) => {
+                        let reason = "it is missing".to_owned();
+                        Err(StoreError::Damaged { path: path.to_string(), reason })
+                    }
+                    Err(error) => Err(error),
+                };
+                let failed = bytes.is_err();
+                if sender.send(bytes).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        let pieces = Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver));
+        Ok(Fetched { kind: Some(Kind::Dzi), total, pieces })
+    }
+}
+
+/// Hands parts to a task that stores them.
+struct Queue(mpsc::Sender<(String, Bytes)>);
+
+impl DziSink for Queue {
+    fn put(&mut self, path: &str, bytes: Vec<u8>) -> io::Result<()> {
+        let gone = |_| io::Error::other("nobody stores it any more");
+        self.0.blocking_send((path.to_owned(), bytes.into())).map_err(gone)
+    }
+}
