@@ -47,7 +47,7 @@ impl EmbeddedFarm {
     /// Starts a farm whose only worker owns `device`. Must be called within a tokio runtime.
     pub fn start(device: Arc<DeviceThread>, options: SessionOptions) -> Self {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
-        let farm = Farm::start(FarmOptions { examines: false });
+        let farm = Farm::start(FarmOptions::default());
         // One connection, and no second one: the server must not take the end of the list for its own end.
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(near)).chain(tokio_stream::pending());
         let service = service::server(farm.clone());

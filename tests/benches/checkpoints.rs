@@ -181,7 +181,7 @@ impl Bench {
     async fn start(latency: u64, count: usize) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let coordinator = format!("http://{}", listener.local_addr()?);
-        let farm = Farm::start(FarmOptions { examines: false });
+        let farm = Farm::start(FarmOptions::default());
         let routes = Routes::new(service::server(farm.clone()));
         tokio::spawn(net::serve(net::server(None)?, routes, doorman::incoming(listener, 64)));
         let workers = Command::new(std::env::current_exe()?)
@@ -223,6 +223,7 @@ async fn taken_up(folder: &Path, who: &str) -> anyhow::Result<(RenderStore, Clai
 
 fn keeper(store: &RenderStore, claim: Claim, spec: &RenderSpec, found: Found, every: Duration) -> Keeper {
     Keeper::start(KeeperStart {
+        metrics: Default::default(),
         store: store.clone(),
         id: ID.into(),
         claim,

@@ -199,7 +199,7 @@ impl Drop for Workers {
 async fn stage(cores: usize, all: usize, size: u32, steps: u32) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let coordinator = format!("http://{}", listener.local_addr()?);
-    let farm = Farm::start(FarmOptions { examines: false });
+    let farm = Farm::start(FarmOptions::default());
     let routes = Routes::new(service::server(farm.clone()));
     let server = tokio::spawn(net::serve(net::server(None)?, routes, doorman::incoming(listener, 64)));
     let workers = Command::new(std::env::current_exe()?).env(WORKERS_FOR, coordinator).spawn()?;

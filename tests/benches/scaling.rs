@@ -185,7 +185,7 @@ async fn run(case: &Case) -> anyhow::Result<Duration> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let coordinator = format!("http://{}", listener.local_addr()?);
     // Workers are examined elsewhere: here every call counts.
-    let farm = Farm::start(FarmOptions { examines: false });
+    let farm = Farm::start(FarmOptions::default());
     let routes = Routes::new(service::server(farm.clone()));
     let incoming = doorman::incoming(listener, 4096);
     let server = tokio::spawn(net::serve(net::server(None)?, routes, incoming));

@@ -15,6 +15,7 @@ use super::tell;
 use crate::embedded::EmbeddedFarm;
 use crate::farm::Lane;
 use crate::jobs::{JobError, is_name};
+use crate::metrics::Metrics;
 use crate::output::Format;
 use crate::raster::Scratch;
 use crate::render::{Course, Progress, RenderInputs, render_from};
@@ -367,6 +368,7 @@ impl Keeping {
         let inputs = RenderInputs { picture: inputs.picture, plans: plans.map_err(Failure::usage)? };
         let stop = self.stop.child_token();
         let mut keeper = Keeper::start(KeeperStart {
+            metrics: Metrics::default(),
             store: self.store.clone(),
             id: id.to_owned(),
             claim: claim.clone(),

@@ -19,6 +19,7 @@ mod serve;
 mod settings;
 mod submit;
 mod verify;
+mod view;
 mod worker;
 
 use std::ffi::OsString;
@@ -60,6 +61,8 @@ enum Command {
     Resume(resume::ResumeArgs),
     /// List the renders of a store, and whether they can go on; remove them.
     Renders(renders::RendersArgs),
+    /// Look at a finished picture in the browser.
+    View(view::ViewArgs),
     /// Coordinate a farm: accept renders, hand patches to workers, keep what they make.
     Serve(serve::ServeArgs),
     /// Work for a coordinator elsewhere, on one device.
@@ -122,8 +125,9 @@ ends it";
 /// Runs what the command line asks for.
 pub async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
-        // These two mind the signals themselves.
+        // These mind the signals themselves.
         Command::Serve(args) => serve::run(args).await,
+        Command::View(args) => view::run(args).await,
         Command::Worker(args) => {
             let asks = gigasmith_worker::cli::signals();
             let asks = asks.map_err(|e| Failure::farm(format!("cannot listen for signals: {e}")))?;
@@ -189,7 +193,11 @@ async fn run_once(command: Command) -> Result<(), Failure> {
         Command::Workers(args) => manage::workers(args).await,
         Command::Certs(args) => certs::run(&args),
         Command::Verify(args) => verify::run(args).await,
-        Command::Serve(_) | Command::Worker(_) | Command::Render(_) | Command::Resume(_) => {
+        Command::Serve(_)
+        | Command::View(_)
+        | Command::Worker(_)
+        | Command::Render(_)
+        | Command::Resume(_) => {
             unreachable!("they mind the signals themselves")
         }
     }

@@ -88,7 +88,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let owner = owner();
     let claim = store.claim_store(&owner).await.map_err(unusable)?;
     check_scratch(store.scratch())?;
-    let farm = Farm::start(FarmOptions { examines: true });
+    let farm = Farm::start(FarmOptions { examines: true, ..FarmOptions::default() });
     let options = JobsOptions {
         active: args.active.into(),
         keep: args.keep.options(),

@@ -1,4 +1,5 @@
-//! What people, their scripts and autoscalers ask of a coordinator, over gRPC.
+//! What people, their scripts and autoscalers ask of a coordinator: over gRPC, and on the same port over plain
+//! HTTP ([`crate::web`]).
 
 mod scaler;
 mod service;
@@ -12,6 +13,7 @@ use tonic::service::interceptor::InterceptedService;
 use crate::farm::{Farm, service as farm_service};
 use crate::jobs::Jobs;
 use crate::net::auth::Gate;
+use crate::web::{self, FarmPages};
 
 /// Everything a coordinator serves on its port. Workers and people show the token; probes, reflection and
 /// autoscalers, which learn nothing of the renders, need none.
@@ -23,9 +25,13 @@ pub async fn routes(farm: Farm, jobs: Jobs, gate: Gate) -> Routes {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .expect("our own descriptors are well formed");
-    Routes::new(InterceptedService::new(farm_service::server(farm), gate.clone()))
+    let pages = web::farm_routes(FarmPages::new(farm.clone(), jobs.clone()), gate.clone());
+    let mut routes = Routes::new(InterceptedService::new(farm_service::server(farm), gate.clone()))
         .add_service(InterceptedService::new(server(jobs.clone()), gate))
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(scaler(jobs))
+        .add_service(scaler(jobs));
+    let calls = std::mem::take(routes.axum_router_mut());
+    *routes.axum_router_mut() = calls.merge(pages).fallback(web::fallback);
+    routes
 }

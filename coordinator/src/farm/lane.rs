@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::owner::{Command, Submission};
 use super::table::JobId;
-use super::{Farm, TaskError, TaskOrder};
+use super::{Farm, TaskError, TaskOrder, Underway};
 
 /// How a lane's tasks are handled.
 #[derive(Debug, Clone)]
@@ -84,6 +84,15 @@ impl Lane {
     pub async fn prioritise(&self, priority: i32) {
         // A farm that has shut down hands nothing out.
         let _ = self.farm.commands.send(Command::Prioritise { job: self.job, priority }).await;
+    }
+
+    /// The tasks that workers have now.
+    pub async fn underway(&self) -> Vec<Underway> {
+        let (reply, answer) = oneshot::channel();
+        if self.farm.commands.send(Command::Underway { job: self.job, reply }).await.is_err() {
+            return Vec::new();
+        }
+        answer.await.unwrap_or_default()
     }
 
     /// (tasks that wait for a worker, tasks in all).

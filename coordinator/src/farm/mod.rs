@@ -16,6 +16,7 @@ pub mod table;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
+use crate::metrics::Metrics;
 use gigasmith_proto::domain::{Conditioning, ConditioningId, ModelDescription, WorkerChange, WorkerStatus};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -62,11 +63,26 @@ pub enum WorkerError {
 }
 
 /// How a farm treats its workers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct FarmOptions {
     /// Whether workers are examined before their results count. Off inside one process, where there is
     /// nothing to compare with.
     pub examines: bool,
+    /// Where things are counted.
+    pub metrics: Metrics,
+}
+
+/// A task under way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Underway {
+    /// Which one of its render.
+    pub order: TaskOrder,
+    /// What it is: `patch`, `decode`, ...
+    pub kind: &'static str,
+    /// Who has it.
+    pub worker: String,
+    /// For how long.
+    pub seconds: f64,
 }
 
 type Shelf = Arc<Mutex<HashMap<ConditioningId, Weak<Conditioning>>>>;
@@ -77,16 +93,23 @@ pub struct Farm {
     commands: mpsc::Sender<Command>,
     roster: watch::Receiver<Roster>,
     shelf: Shelf,
+    metrics: Metrics,
 }
 
 impl Farm {
+    /// Where things are counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Starts a farm without workers. Must be called within a tokio runtime.
     pub fn start(options: FarmOptions) -> Self {
         let (commands, queue) = mpsc::channel(COMMANDS);
         let (publish, roster) = watch::channel(Roster::default());
         let shelf = Shelf::default();
+        let metrics = options.metrics.clone();
         tokio::spawn(owner::run(queue, publish, options, shelf.clone()));
-        Self { commands, roster, shelf }
+        Self { commands, roster, shelf, metrics }
     }
 
     /// Makes conditioning available to workers under its hash, for as long as the result lives.

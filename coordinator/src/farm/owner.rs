@@ -17,12 +17,14 @@ use gigasmith_proto::domain::{
 };
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::coordinator_message::Message;
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::admission::Admission;
 use super::table::{JobId, JobOptions, LeaseId, Millis, Requirement, TaskId, TaskOrder, TaskTable, WorkerId};
-use super::{FarmOptions, LaneOptions, Roster, Shelf, TaskError, WorkerError};
+use super::{FarmOptions, LaneOptions, Roster, Shelf, TaskError, Underway, WorkerError};
+use crate::metrics::{Direction, LeaseEvent, Metrics};
 use members::Members;
 
 /// The sending end of a worker's stream.
@@ -67,6 +69,10 @@ pub(super) enum Command {
     LaneDepth {
         job: JobId,
         reply: oneshot::Sender<(usize, usize)>,
+    },
+    Underway {
+        job: JobId,
+        reply: oneshot::Sender<Vec<Underway>>,
     },
     Depth {
         reply: oneshot::Sender<(usize, usize)>,
@@ -123,6 +129,7 @@ struct Owner {
     /// Examinations under way.
     exams: HashMap<LeaseId, WorkerId>,
     shelf: Shelf,
+    metrics: Metrics,
     roster_is_old: bool,
     /// Something happened that may let an examination go on.
     exams_are_due: bool,
@@ -147,6 +154,7 @@ pub(super) async fn run(
         lanes: HashMap::new(),
         exams: HashMap::new(),
         shelf,
+        metrics: options.metrics,
         roster_is_old: false,
         exams_are_due: false,
     };
@@ -213,6 +221,7 @@ impl Owner {
             Command::PauseLane { job, paused } => self.table.pause(job, paused),
             Command::Prioritise { job, priority } => self.table.prioritise(job, priority),
             Command::LaneDepth { job, reply } => answer(reply, self.table.job_depth(job)),
+            Command::Underway { job, reply } => answer(reply, self.underway(job)),
             Command::Depth { reply } => answer(reply, self.table.depth()),
             Command::Workers { reply } => answer(reply, self.statuses()),
             Command::ChangeWorker { name, change, reply } => answer(reply, self.change_worker(&name, change)),
@@ -245,6 +254,17 @@ impl Owner {
         for task in self.table.close_job(job) {
             self.pending.remove(&task);
         }
+    }
+
+    fn underway(&self, job: JobId) -> Vec<Underway> {
+        let leases = self.table.underway(self.now(), job).into_iter();
+        let named = |(order, kind, worker, since): (TaskOrder, &'static str, WorkerId, u64)| Underway {
+            order,
+            kind,
+            worker: self.members.get(worker).map_or(String::new(), |m| m.name.clone()),
+            seconds: since as f64 / 1000.0,
+        };
+        leases.map(named).collect()
     }
 
     fn submit(&mut self, submission: Submission) {
@@ -323,6 +343,9 @@ impl Owner {
     /// A worker is gone for good.
     fn remove(&mut self, worker: WorkerId, reason: &str) {
         let status = self.status(worker);
+        if let Some(status) = &status {
+            self.metrics.forget(&status.name, &Task::KINDS);
+        }
         self.table.leave(worker);
         self.admission.leave(worker);
         self.members.depart(worker, status, reason);
@@ -331,6 +354,8 @@ impl Owner {
 
     fn expire(&mut self) {
         let expired = self.table.expire(self.now());
+        let ended = expired.silent.len() + expired.hung.len() + expired.gone.len();
+        self.metrics.leases(LeaseEvent::expired, ended as u64);
         let name = |w: &WorkerId| self.members.get(*w).map_or("", |m| m.name.as_str());
         for worker in &expired.silent {
             tracing::warn!(worker = name(worker), "a worker is silent: its tasks go to others");
@@ -368,6 +393,7 @@ impl Owner {
 
     fn send_assignment(&mut self, worker: WorkerId, lease: LeaseId, task: v1::assignment::Task) {
         let assignment = v1::Assignment { lease: lease.0, task: Some(task) };
+        self.metrics.bytes(Direction::sent, assignment.encoded_len() as u64);
         self.send(worker, Message::Assignment(assignment));
     }
 
@@ -390,12 +416,14 @@ impl Owner {
                 continue;
             }
             let task = pending.wire.clone();
+            self.metrics.leases(LeaseEvent::granted, 1);
             self.send_assignment(worker, lease, task);
         }
     }
 
     fn tell_withdrawn(&mut self) {
         for (worker, lease) in self.table.take_withdrawn() {
+            self.metrics.leases(LeaseEvent::withdrawn, 1);
             self.send(worker, Message::Withdraw(v1::Withdraw { lease: lease.0 }));
         }
     }

@@ -7,6 +7,7 @@ use gigasmith_proto::convert::{
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::farm_server::{Farm as FarmRpc, FarmServer};
 use gigasmith_proto::v1::worker_message::Message;
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::owner::{Command, Connection};
 use super::table::LeaseId;
 use super::{Farm, TaskError, check};
+use crate::metrics::{Direction, Metrics};
 
 /// The service that workers speak to.
 pub fn server(farm: Farm) -> FarmServer<impl FarmRpc> {
@@ -48,14 +50,14 @@ impl FarmRpc for Service {
         let join = Command::Join { hello: Box::new(hello), stream, reply };
         let closed = || Status::unavailable(TaskError::Closed.to_string());
         self.farm.commands.send(join).await.map_err(|_| closed())?;
-        let commands = self.farm.commands.clone();
+        let (commands, metrics) = (self.farm.commands.clone(), self.farm.metrics.clone());
         // On its own, so that a call that is given up here still ends in a Leave.
         tokio::spawn(async move {
             let Ok(answer) = joined.await else { return };
             // Whether anybody still listens shows on the stream.
             let _ = tell.send(answer.as_ref().map(|_| ()).map_err(Clone::clone));
             if let Ok(from) = answer {
-                listen(inbound, from, commands).await;
+                listen(inbound, from, (commands, metrics)).await;
             }
         });
         told.await.map_err(|_| closed())?.map_err(Status::failed_precondition)?;
@@ -79,7 +81,7 @@ impl FarmRpc for Service {
 async fn listen(
     mut inbound: Streaming<v1::WorkerMessage>,
     from: Connection,
-    commands: mpsc::Sender<Command>,
+    (commands, metrics): (mpsc::Sender<Command>, Metrics),
 ) {
     let reason = loop {
         let message = match inbound.next().await {
@@ -90,6 +92,7 @@ async fn listen(
         };
         let command = match message {
             Message::Report(report) => {
+                metrics.bytes(Direction::received, report.encoded_len() as u64);
                 let (lease, outcome) = (LeaseId(report.lease), Box::new(outcome(report)));
                 Command::Report { from, lease, outcome }
             }

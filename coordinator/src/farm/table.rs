@@ -505,6 +505,23 @@ impl TaskTable {
         self.workers.get(&id).is_none_or(|w| w.leases.is_empty())
     }
 
+    /// How long a lease has stood, and the kind of its task.
+    pub fn lease_age(&self, now: Millis, lease: LeaseId) -> Option<(&'static str, u64)> {
+        let lease = self.leases.get(&lease)?;
+        Some((self.tasks[&lease.task].kind, now.since(lease.since)))
+    }
+
+    /// The tasks of a job that are under way: order, kind, worker, and how long the lease has stood.
+    pub fn underway(&self, now: Millis, id: JobId) -> Vec<(TaskOrder, &'static str, WorkerId, u64)> {
+        let tasks = self.jobs.get(&id).into_iter().flat_map(|job| &job.tasks);
+        let entries = tasks.map(|task| &self.tasks[task]);
+        let of = |entry: &Entry, lease: &LeaseId| {
+            let Lease { worker, since, .. } = self.leases[lease];
+            (entry.order, entry.kind, worker, now.since(since))
+        };
+        entries.flat_map(|entry| entry.leases.iter().map(move |lease| of(entry, lease))).collect()
+    }
+
     /// Tasks that wait and tasks that are leased.
     pub fn depth(&self) -> (usize, usize) {
         let waiting = self.jobs.values().map(|j| j.waiting.len()).sum();

@@ -21,13 +21,16 @@ use gigasmith_proto::domain::{ModelDescription, RenderState, RenderStatus};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::farm::{Farm, Roster};
+use crate::farm::{Farm, Roster, Underway};
+use crate::raster::Scratch;
+use crate::render::Live;
 use crate::request::{RenderRequest, RequestError, RequestInputs, resolve};
 use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
     Claim, Fetched, KeepOptions, NewRender, Owner, Part, RenderRecord, RenderStore, StateRecord, StoreError,
     Stored,
 };
+use crate::view::StoredPicture;
 use entry::Entry;
 
 /// How often the queue is looked at even if nothing is heard.
@@ -404,6 +407,28 @@ impl Jobs {
         };
         let found = self.0.store.result(id, part, stages).await?;
         found.ok_or(JobError::State { id: id.to_owned(), state, reason })
+    }
+
+    /// What can be seen of a render, and which of its tasks are under way. An error: there is no such render.
+    pub async fn look(&self, id: &str) -> Result<(Option<Arc<Live>>, Vec<Underway>), JobError> {
+        let unknown = || JobError::Unknown(id.to_owned());
+        let (live, lane) =
+            self.entries().get(id).map(|e| (e.live.clone(), e.lane.clone())).ok_or_else(unknown)?;
+        let underway = match lane {
+            Some(lane) => lane.underway().await,
+            None => Vec::new(),
+        };
+        Ok((live, underway))
+    }
+
+    /// Where a finished render's picture lies, and where one may be read into; `None` while there is none.
+    pub async fn result_object(&self, id: &str) -> Result<Option<(StoredPicture, Scratch)>, JobError> {
+        let is_done = self.entries().get(id).is_some_and(|e| e.state == RenderState::Done);
+        if !is_done {
+            return Ok(None);
+        }
+        let found = self.0.store.result_object(id).await?;
+        Ok(found.map(|picture| (picture, self.0.store.scratch().clone())))
     }
 
     /// Settles renders whose model has come.

@@ -158,10 +158,11 @@ async fn attempt_claimed(
     let _pauses = AbortOnDrop(pauses);
     let (counted, has_picture) = (spec.clone(), record.picture.is_some());
     let per_stage = tokio::task::spawn_blocking(move || stage_patches(&counted, &model, has_picture)).await;
-    let mut progress = JobProgress { jobs, id, per_stage: per_stage.unwrap_or_default() };
+    let mut progress = JobProgress { jobs, id, per_stage: per_stage.unwrap_or_default(), counted: 0 };
     damage.iter().for_each(|damage| progress.warn(damage));
     let stop = jobs.0.stopping.child_token();
     let mut keeper = Keeper::start(KeeperStart {
+        metrics: jobs.0.farm.metrics().clone(),
         store: store.clone(),
         id: id.to_owned(),
         claim: claim.clone(),
@@ -278,15 +279,20 @@ struct JobProgress<'a> {
     jobs: &'a Jobs,
     id: &'a str,
     per_stage: Vec<u64>,
+    /// Patches of the stage that are counted.
+    counted: u64,
 }
 
 impl Progress for JobProgress<'_> {
     fn stage(&mut self, begin: StageBegin) {
+        self.counted = begin.done as u64;
         let later: u64 = self.per_stage.iter().skip(begin.stage as usize + 1).sum();
         self.jobs.update(self.id, |entry| entry.stage(begin, later));
     }
 
     fn patches(&mut self, done: usize) {
+        self.jobs.0.farm.metrics().patches((done as u64).saturating_sub(self.counted));
+        self.counted = done as u64;
         self.jobs.update(self.id, |entry| entry.patches(Instant::now(), done as u64));
     }
 

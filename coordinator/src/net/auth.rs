@@ -14,6 +14,33 @@ impl Gate {
         Self(token.map(|t| blake3::hash(t.as_bytes())))
     }
 
+    /// Whether it lets everyone in.
+    pub fn is_open(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether this token opens it. (Hashes compare in constant time.)
+    pub fn opens_to(&self, token: Option<&str>) -> bool {
+        self.0.is_none_or(|expected| token.is_some_and(|t| blake3::hash(t.as_bytes()) == expected))
+    }
+
+    /// What stands for the token in a browser, for those who know it: it opens pages, and is of no use
+    /// elsewhere.
+    pub fn session(&self, token: &str) -> Option<String> {
+        let hash = self.0.filter(|_| self.opens_to(Some(token)))?;
+        Some(Self::session_of(hash).to_hex().to_string())
+    }
+
+    /// Whether this is what [`Self::session`] gave.
+    pub fn knows_session(&self, session: &str) -> bool {
+        let given = blake3::Hash::from_hex(session).ok();
+        self.0.is_some_and(|hash| given.is_some_and(|given| given == Self::session_of(hash)))
+    }
+
+    fn session_of(hash: blake3::Hash) -> blake3::Hash {
+        blake3::Hash::from_bytes(blake3::derive_key("gigasmith 2026 session of pages", hash.as_bytes()))
+    }
+
     fn check(&self, metadata: &MetadataMap) -> Result<(), Status> {
         let Some(expected) = &self.0 else { return Ok(()) };
         let header = metadata.get("authorization").and_then(|h| h.to_str().ok());

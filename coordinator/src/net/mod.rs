@@ -37,7 +37,9 @@ pub fn server(tls: Option<ServerTlsConfig>) -> Result<Server, tonic::transport::
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .max_concurrent_streams(STREAMS)
         .http2_max_header_list_size(HEADERS)
-        .max_frame_size(FRAME);
+        .max_frame_size(FRAME)
+        // Browsers and scrapers without encryption.
+        .accept_http1(true);
     match tls {
         Some(tls) => server.tls_config(tls),
         None => Ok(server),

@@ -352,7 +352,7 @@ fn gain(schedule: &Schedule, done: u16) -> f32 {
         done if done >= schedule.len() => 1.0,
         done => schedule.at(Step(done as u32)).alphas_cumprod,
     };
-    1.0 / alpha.sqrt().max(0.25)
+    1.0 / alpha.sqrt().max(0.5)
 }
 
 impl Inner {

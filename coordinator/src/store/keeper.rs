@@ -26,6 +26,7 @@ use super::blobs::Known;
 use super::claim::Claim;
 use super::manifest::{BlobId, Kept, MANIFEST_VERSION, Manifest, superseded};
 use super::{RenderStore, StoreError};
+use crate::metrics::Metrics;
 use crate::render::{Journal, Point};
 use draft::{Current, Draft, Slot};
 
@@ -81,6 +82,8 @@ pub struct KeeperStart {
     pub options: KeepOptions,
     /// Stops the render when somebody newer has taken over.
     pub stop: CancellationToken,
+    /// Where checkpoints are counted.
+    pub metrics: Metrics,
 }
 
 /// What was found in the store when a render was taken up.
@@ -172,7 +175,7 @@ pub struct Keeper {
 impl Keeper {
     /// Starts keeping. Must be called within a tokio runtime.
     pub fn start(start: KeeperStart) -> Self {
-        let KeeperStart { store, id, claim, spec, found, options, stop } = start;
+        let KeeperStart { store, id, claim, spec, found, options, stop, metrics } = start;
         let state = Mutex::default();
         let shared = Arc::new(Shared { state, wake: Notify::new(), every: options.every });
         let closing = CancellationToken::new();
@@ -180,6 +183,7 @@ impl Keeper {
             shared: shared.clone(),
             closing: closing.clone(),
             stop,
+            metrics,
             store,
             id,
             claim,
@@ -279,6 +283,7 @@ struct Task {
     shared: Arc<Shared>,
     closing: CancellationToken,
     stop: CancellationToken,
+    metrics: Metrics,
     store: RenderStore,
     id: String,
     claim: Claim,
@@ -417,6 +422,7 @@ impl Task {
                 state.tally.last = state.tally.bytes - state.counted;
                 state.counted = state.tally.bytes;
                 state.tally.at = Some(Instant::now());
+                self.metrics.checkpoint(state.tally.last);
                 return Ok(());
             }
         }

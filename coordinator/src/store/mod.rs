@@ -60,7 +60,7 @@ pub use claim::{Claim, Owner};
 pub use inventory::{Inventory, Standing};
 pub use keeper::{Closed, Found, KeepOptions, Keeper, KeeperStart, Tallied, Tally};
 pub use manifest::BlobId;
-pub use open::{StoreUrlError, open};
+pub use open::{StoreUrlError, open, open_objects};
 pub use outputs::{Fetched, Outputs, Part, Piece, Told};
 pub use records::{InputPicture, RenderRecord, StateRecord, StoredState, VERSION};
 pub use restore::Restored;

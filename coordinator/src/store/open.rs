@@ -28,6 +28,12 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 /// What may be given.
 const KINDS: &str = "give a folder, or file://, s3://, gs://, az:// or memory://";
 
+/// What a URL names of an object store: the store, and the path in it.
+pub fn open_objects(url: &str) -> Result<(Arc<dyn ObjectStore>, object_store::path::Path), StoreUrlError> {
+    let RenderStore { objects, root, .. } = open(url)?;
+    Ok((objects, root))
+}
+
 /// Opens the store of a URL (`file:///renders`, `s3://bucket/prefix`, ...) or of a plain folder, which is
 /// made if need be. Credentials and endpoints come from the usual environment variables (`AWS_*`,
 /// `GOOGLE_*`, `AZURE_*`).

@@ -27,6 +27,7 @@ use crate::raster::{Levels, Scratch};
 use crate::render::Rendered;
 use crate::sampler::plan::PlanFile;
 use crate::spec::RenderSpec;
+use crate::view::StoredPicture;
 
 /// Tiles on their way to the store at a time.
 const TILES_AT_A_TIME: usize = 32;
@@ -318,6 +319,15 @@ impl RenderStore {
             }
         }
         Ok(None)
+    }
+
+    /// Where a finished render's picture lies; `None` when it is not there.
+    pub async fn result_object(&self, id: &str) -> Result<Option<StoredPicture>, StoreError> {
+        let kind = self.result_kind(id).await?;
+        let folder = self.root.clone().join("renders").join(id);
+        let stored =
+            |kind| StoredPicture { objects: self.objects.clone(), folder, name: RESULT.to_owned(), kind };
+        Ok(kind.map(stored))
     }
 
     /// A part of a finished render, to be read piece by piece; `None` when it is not there. `stages`: how

@@ -3,6 +3,9 @@
 //! Levels are numbered as in Deep Zoom: 0 is one pixel, the last the whole picture.
 
 mod dzi;
+mod levels;
+mod objects;
+mod open;
 mod shrink;
 mod tiff;
 mod tiff_levels;
@@ -10,6 +13,9 @@ mod tiff_levels;
 use serde::Serialize;
 
 pub use dzi::{DziSource, FolderTiles, TileFetch, read_settings_dzi};
+pub use levels::LevelsSource;
+pub use objects::{StoredPicture, open_object};
+pub use open::{Opened, open};
 pub use tiff::TiffSource;
 
 /// A picture that cannot be shown, or a tile of it.

@@ -159,6 +159,10 @@ pub enum Task {
 }
 
 impl Task {
+    /// Every kind, as [`Self::kind`] names them.
+    pub const KINDS: [&str; 6] =
+        ["patch", "text", "encode", "decode", "encoder statistics", "decoder statistics"];
+
     /// What the task is, for messages: `patch`, `text`, `encode`, `decode`, or statistics of the latter two.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -100,6 +100,7 @@ impl Given {
         let restored = patiently(|| store.restore(id, spec, lane.model())).await?;
         let stop = stop.child_token();
         let mut keeper = Keeper::start(KeeperStart {
+            metrics: Default::default(),
             store: store.clone(),
             id: id.clone(),
             claim: claim.clone(),

@@ -53,7 +53,7 @@ impl Coordinator {
     pub(crate) async fn with_places(places: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it has an address");
-        let farm = Farm::start(FarmOptions { examines: true });
+        let farm = Farm::start(FarmOptions { examines: true, ..FarmOptions::default() });
         let store = store::open("memory:///").expect("memory is there");
         let owner = Owner { incarnation: "a test".into(), name: "a test".into() };
         let options = JobsOptions { active: 2, keep: KeepOptions::default(), owner, claim: None };

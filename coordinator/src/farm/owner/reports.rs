@@ -1,5 +1,7 @@
 //! What comes back from workers, and what people see and change of them.
 
+use std::time::Duration;
+
 use gigasmith_proto::convert::{Outcome, TaskFailure};
 use gigasmith_proto::domain::{Component, TaskResult, WorkerChange, WorkerState, WorkerStatus};
 use gigasmith_proto::v1;
@@ -9,6 +11,7 @@ use super::super::table::{LEASE, LeaseId, Verdict, WorkerId};
 use super::super::{TaskError, WorkerError, check};
 use super::Owner;
 use super::members::Wish;
+use crate::metrics::TaskOutcome;
 
 impl Owner {
     /// Takes in a report, whatever it is of, and acknowledges it.
@@ -21,6 +24,7 @@ impl Owner {
         }
         let (Some(id), Some(model)) = (self.table.leased(worker, lease), self.model_of(worker)) else {
             tracing::debug!(lease = lease.0, "a late result was dropped");
+            self.metrics.task("any", TaskOutcome::late);
             return;
         };
         let task = &self.pending[&id].task;
@@ -72,7 +76,12 @@ impl Owner {
     }
 
     fn succeeded(&mut self, worker: WorkerId, lease: LeaseId, result: TaskResult) {
+        let age = self.table.lease_age(self.now(), lease);
         if let Verdict::Done(id) = self.table.succeed(self.now(), worker, lease) {
+            if let Some((kind, took)) = age {
+                self.metrics.task(kind, TaskOutcome::done);
+                self.metrics.took(kind, self.name(worker), Duration::from_millis(took));
+            }
             if let Some(member) = self.members.get_mut(worker) {
                 member.done += 1;
             }
@@ -89,6 +98,7 @@ impl Owner {
             member.failed += 1;
             member.name.clone()
         });
+        self.metrics.task(kind, TaskOutcome::failed);
         let TaskFailure { message, permanent } = failure;
         tracing::warn!(worker = name, kind, message, "a task failed");
         let verdict = self.table.fail(self.now(), worker, lease, permanent);

@@ -1,0 +1,234 @@
+//! A coordinator's pages, what they ask for, and what machines ask for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use gigasmith_proto::domain::WorkerChange;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_stream::StreamExt;
+
+use super::pictures::Pictures;
+use super::{Problem, assets, canvas, events, guard, status, tile_position};
+use crate::farm::{Farm, WorkerError};
+use crate::jobs::{JobChange, JobError, Jobs};
+use crate::metrics::Present;
+use crate::net::auth::Gate;
+use crate::store::Part;
+
+/// Between two states that the pages are told, and between two canvases.
+const STATE_EVERY: Duration = Duration::from_millis(500);
+const CANVAS_EVERY: Duration = Duration::from_millis(500);
+
+/// What the pages of a coordinator show.
+#[derive(Clone)]
+pub struct FarmPages {
+    jobs: Jobs,
+    farm: Farm,
+    pictures: Arc<Pictures>,
+    /// Everything as JSON, while somebody listens: made once for all of them.
+    state: watch::Sender<Value>,
+}
+
+impl std::fmt::Debug for FarmPages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FarmPages").finish_non_exhaustive()
+    }
+}
+
+impl FarmPages {
+    /// Pages of a coordinator's renders. Must be called within a tokio runtime.
+    pub fn new(farm: Farm, jobs: Jobs) -> Self {
+        let state = watch::Sender::new(Value::Null);
+        let pages = Self { jobs, farm, pictures: Arc::default(), state };
+        let (jobs, farm, state) = (pages.jobs.clone(), pages.farm.clone(), pages.state.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(STATE_EVERY).await;
+                if state.receiver_count() > 0 {
+                    let now = status::state(&jobs, &farm).await;
+                    state.send_if_modified(|old| {
+                        let changed = *old != now;
+                        *old = now;
+                        changed
+                    });
+                }
+            }
+        });
+        pages
+    }
+}
+
+/// Everything that a coordinator answers over plain HTTP.
+pub fn routes(pages: FarmPages, gate: Gate) -> Router {
+    let guarded = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/api/state", get(state))
+        .route("/api/events", get(state_events))
+        .route("/api/renders/{id}/canvas", get(canvas_now))
+        .route("/api/renders/{id}/events", get(canvas_events))
+        .route("/api/renders/{id}/tiles/{version}/{level}/{name}", get(tile))
+        .route("/api/renders/{id}/picture", get(picture))
+        .route("/api/renders/{id}/{change}", post(change_render))
+        .route("/api/workers/{name}/{change}", post(change_worker))
+        .layer(from_fn_with_state(gate.clone(), guard::check))
+        .with_state(pages.clone());
+    let open = Router::new()
+        .route("/", get(assets::index))
+        .route("/assets/{*name}", get(assets::asset))
+        .route("/healthz", get(async || "ok\n"));
+    let ready = Router::new().route("/readyz", get(readyz)).with_state(pages);
+    let door = Router::new()
+        .route("/api/mode", get(guard::mode))
+        .route("/api/login", post(guard::login))
+        .with_state(gate);
+    open.merge(ready).merge(door).merge(guarded)
+}
+
+/// What is neither a page nor a call that we know.
+pub async fn fallback(headers: HeaderMap) -> Response {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    match kind.starts_with("application/grpc") {
+        true => tonic::Status::unimplemented("this program has no such call").into_http::<Body>(),
+        false => Problem::missing("there is no such page").into_response(),
+    }
+}
+
+/// Ready: the store's renders are read, and the farm answers.
+async fn readyz(State(pages): State<FarmPages>) -> &'static str {
+    pages.farm.depth().await;
+    "ok\n"
+}
+
+async fn metrics(State(pages): State<FarmPages>) -> impl IntoResponse {
+    let present = Present {
+        depth: pages.farm.depth().await,
+        workers: pages.farm.workers().await,
+        renders: pages.jobs.statuses().await,
+    };
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], pages.farm.metrics().text(&present))
+}
+
+async fn state(State(pages): State<FarmPages>) -> Json<Value> {
+    Json(status::state(&pages.jobs, &pages.farm).await)
+}
+
+async fn state_events(State(pages): State<FarmPages>) -> impl IntoResponse {
+    let listening = Arc::new(tokio::sync::Mutex::new((pages.state.subscribe(), true)));
+    events::stream("state", Duration::ZERO, move || {
+        let (listening, pages) = (listening.clone(), pages.clone());
+        async move {
+            let (receiver, is_first) = &mut *listening.lock().await;
+            if std::mem::take(is_first) {
+                receiver.mark_unchanged();
+                return Some(status::state(&pages.jobs, &pages.farm).await);
+            }
+            receiver.changed().await.ok()?;
+            let now = receiver.borrow_and_update().clone();
+            Some(now)
+        }
+    })
+}
+
+async fn canvas_now(State(pages): State<FarmPages>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+    match canvas::canvas(&pages.jobs, &pages.pictures, &id, &mut None).await? {
+        Value::Null => Err(Problem::missing("there is nothing to see of it yet")),
+        canvas => Ok(Json(canvas)),
+    }
+}
+
+async fn canvas_events(
+    State(pages): State<FarmPages>,
+    Path(id): Path<String>,
+) -> Result<impl IntoResponse, Problem> {
+    // An unknown render is known as such at once.
+    pages.jobs.look(&id).await.map_err(Problem::missing)?;
+    let seen = Arc::new(tokio::sync::Mutex::new(None));
+    Ok(events::stream("canvas", CANVAS_EVERY, move || {
+        let (pages, id, seen) = (pages.clone(), id.clone(), seen.clone());
+        async move {
+            let seen = &mut *seen.lock().await;
+            canvas::canvas(&pages.jobs, &pages.pictures, &id, seen).await.ok()
+        }
+    }))
+}
+
+async fn tile(
+    State(pages): State<FarmPages>,
+    Path((id, version, level, name)): Path<(String, u64, u32, String)>,
+) -> Result<Response, Problem> {
+    let position = tile_position(&name).ok_or_else(|| Problem::missing(format!("{name} names no tile")))?;
+    let made = canvas::tile(&pages.jobs, &pages.pictures, &id, (version, level), position).await?;
+    let (bytes, kind) = made;
+    // What is under way changes; what is finished never does.
+    let cache = if version == 0 { "private, max-age=86400" } else { "no-store" };
+    Ok(([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, cache)], bytes).into_response())
+}
+
+/// The finished file; of Deep Zoom, which is many files, the command that fetches it.
+async fn picture(State(pages): State<FarmPages>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let fetched = pages.jobs.fetch(&id, Part::Picture).await.map_err(problem)?;
+    let extension = fetched.kind.map_or("png", |kind| kind.extension());
+    if extension == "dzi" {
+        let reason = format!("a Deep Zoom picture has many files: `gigasmith fetch {id}` gets them");
+        return Err(Problem(StatusCode::CONFLICT, reason));
+    }
+    let kind = if extension == "tif" { "image/tiff" } else { "image/png" };
+    let headers = [
+        (header::CONTENT_TYPE, kind.to_owned()),
+        (header::CONTENT_LENGTH, fetched.total.to_string()),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.{extension}\"")),
+    ];
+    let pieces = fetched.pieces.map(|piece| piece.map(|piece| piece.bytes));
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+async fn change_render(
+    State(pages): State<FarmPages>,
+    Path((id, change)): Path<(String, String)>,
+) -> Result<Json<Value>, Problem> {
+    let change = match change.as_str() {
+        "pause" => JobChange::Pause,
+        "continue" => JobChange::Continue,
+        "cancel" => JobChange::Cancel,
+        other => return Err(Problem::missing(format!("a render cannot `{other}`"))),
+    };
+    let changed = pages.jobs.change(&id, change).await.map_err(problem)?;
+    Ok(Json(status::render(&changed)))
+}
+
+async fn change_worker(
+    State(pages): State<FarmPages>,
+    Path((name, change)): Path<(String, String)>,
+) -> Result<Json<Value>, Problem> {
+    let change = match change.as_str() {
+        "drain" => WorkerChange::Drain,
+        "disable" => WorkerChange::Disable,
+        "enable" => WorkerChange::Enable,
+        other => return Err(Problem::missing(format!("a worker cannot `{other}`"))),
+    };
+    match pages.farm.change_worker(&name, change).await {
+        Ok(worker) => Ok(Json(json!(status::worker(&worker)))),
+        Err(error @ WorkerError::Unknown { .. }) => Err(Problem::missing(error)),
+        Err(error @ WorkerError::Closed) => Err(Problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
+    }
+}
+
+fn problem(error: JobError) -> Problem {
+    let code = match &error {
+        JobError::Unknown(_) => StatusCode::NOT_FOUND,
+        JobError::State { .. } => StatusCode::CONFLICT,
+        JobError::Request(_) | JobError::Name(_) => StatusCode::BAD_REQUEST,
+        JobError::Store(_) | JobError::NotStored(_) => StatusCode::SERVICE_UNAVAILABLE,
+        JobError::Bug(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    Problem(code, error.to_string())
+}
