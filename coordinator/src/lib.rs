@@ -9,6 +9,7 @@ pub mod cli;
 pub mod control;
 #[cfg(feature = "embedded-worker")]
 pub mod embedded;
+pub mod estimate;
 pub mod farm;
 pub mod jobs;
 pub mod metrics;

@@ -1,25 +1,19 @@
 //! The program `gigasmith`: wiring, signals, exit codes.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use gigasmith_coordinator::cli::{self, Cli, Failure};
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    give_memory_back();
     let args: Vec<_> = std::env::args_os().collect();
     let cli = match Cli::from_args(&args) {
         Ok(cli) => cli,
         Err(failure) => return fail(&failure),
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let levels = match cli.is_daemon() {
-        true => "error,gigasmith_coordinator=info,gigasmith_worker=info",
-        false => "error",
-    };
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(levels));
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    cli.log();
     let code = match cli::run(cli).await {
         Ok(()) => 0,
         Err(failure) => {
@@ -27,9 +21,24 @@ async fn main() -> ExitCode {
             failure.exit_code()
         }
     };
+    gigasmith_worker::log::end();
     // What was to be ended has ended. A device may still be in the middle of a computation, a disk in the
     // middle of a write, for which nobody waits any more.
     std::process::exit(code.into())
+}
+
+/// Tiles and patches are megabytes each, and many threads make and free them. The C library on Linux would keep
+/// most of that memory for each thread's next use: a render of 32768x32768 pixels took twice what it needs.
+/// Pieces of a megabyte or more go back to the system at once, and threads share their heaps.
+#[allow(unsafe_code)]
+fn give_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` takes two numbers, and may be called at any time; a parameter that it does not know
+    // changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 4);
+    }
 }
 
 fn fail(failure: &Failure) -> ExitCode {

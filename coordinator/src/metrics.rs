@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gigasmith_proto::domain::{RenderState, RenderStatus, WorkerState, WorkerStatus};
+use gigasmith_proto::domain::{RenderState, RenderStatus, Task, WorkerState, WorkerStatus};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -112,7 +112,7 @@ struct Counters {
 impl Default for Counters {
     fn default() -> Self {
         let seconds: fn() -> Histogram = || Histogram::new(SECONDS);
-        Self {
+        let counters = Self {
             tasks: Family::default(),
             seconds: Family::new_with_constructor(seconds),
             leases: Family::default(),
@@ -120,6 +120,26 @@ impl Default for Counters {
             patches: Counter::default(),
             checkpoints: Counter::default(),
             checkpoint_bytes: Counter::default(),
+        };
+        counters.begin();
+        counters
+    }
+}
+
+impl Counters {
+    /// Series begin at 0: the first failure must show as an increase.
+    fn begin(&self) {
+        for kind in Task::KINDS {
+            for outcome in [TaskOutcome::done, TaskOutcome::failed] {
+                drop(self.tasks.get_or_create(&KindOutcome { kind, outcome }));
+            }
+        }
+        drop(self.tasks.get_or_create(&KindOutcome { kind: "any", outcome: TaskOutcome::late }));
+        for event in [LeaseEvent::granted, LeaseEvent::expired, LeaseEvent::withdrawn] {
+            drop(self.leases.get_or_create(&EventLabel { event }));
+        }
+        for direction in [Direction::sent, Direction::received] {
+            drop(self.bytes.get_or_create(&DirectionLabel { direction }));
         }
     }
 }
@@ -265,7 +285,9 @@ impl Present {
             Some(r.progress.patches_done as f64)
         });
         gauge("render_patches_left", "Patches left in all", |r| Some(r.progress.patches_left as f64));
-        gauge("render_patches_per_second", "Patches per second, lately", |r| Some(r.progress.rate));
+        gauge("render_patches_per_second", "Patches per second, lately; 0 unless it runs", |r| {
+            Some(if r.state == RenderState::Running { r.progress.rate } else { 0.0 })
+        });
         gauge("render_stage", "The stage under way, 0 for the base", |r| Some(f64::from(r.progress.stage)));
         gauge("checkpoint_age_seconds", "Since the newest checkpoint", |r| Some(r.checkpoint?.age));
         gauge("checkpoint_bytes", "Written for the newest checkpoint", |r| Some(r.checkpoint?.bytes as f64));

@@ -3,7 +3,7 @@
 //! [`model`] holds the networks and is the only place with tensor types; [`backend`] is the plain
 //! interface in front of it; [`device`] is the thread that owns it; [`session`] carries questions and
 //! answers between that thread and a coordinator, which [`connect`] reaches; [`lifecycle`] says how it
-//! ends; [`cli`] and [`settings`] are what a user types; [`synthetic`] stands in for a model in tests and
+//! ends; [`cli`] and [`settings`] are what a user types; [`log`] is what it says; [`synthetic`] stands in for a model in tests and
 //! benchmarks.
 
 pub mod backend;
@@ -13,6 +13,7 @@ mod desk;
 pub mod device;
 mod library;
 pub mod lifecycle;
+pub mod log;
 pub mod model;
 pub mod session;
 pub mod settings;

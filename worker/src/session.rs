@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
+use tracing::Instrument;
 
 use crate::connect::{Token, describe, hint};
 use crate::desk::Desk;
@@ -364,7 +365,8 @@ async fn work(
             Task::DecodeTile { rules, .. } | Task::EncodeTile { rules, .. } => (rules.wire, None),
             Task::EncodeText { .. } => (WireDtype::F32, None),
         };
-        (wire, device.run(task, conditioning).await)
+        let span = tracing::debug_span!("compute", kind = task.kind(), lease);
+        (wire, device.run(task, conditioning).instrument(span).await)
     };
     let (wire, outcome) = compute().await;
     report_to_wire(lease, outcome, wire)

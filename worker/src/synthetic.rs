@@ -95,6 +95,7 @@ fn description(side: u32) -> ModelDescription {
         vae_tile: pixels,
         vae_reach: VaePair { encoder: 0, decoder: 0 },
         vae_norms: VaePair { encoder: 0, decoder: 1 },
+        device_bytes: 64 << 20,
         force_zeros_for_empty_prompt: true,
         schedule: ScheduleConfig {
             beta_start: 0.00085,

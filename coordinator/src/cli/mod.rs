@@ -6,6 +6,7 @@
 mod certs;
 mod client;
 mod download;
+mod estimate;
 mod failure;
 mod follow;
 mod kept;
@@ -29,6 +30,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_worker::cli::WorkerArgs;
+use gigasmith_worker::log::LogFormat;
 use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings::{self as settings_file, Precedence, Rules};
 use tokio::task::JoinError;
@@ -43,6 +45,9 @@ pub struct Cli {
     /// Settings file; gigasmith.toml in the working folder unless given.
     #[arg(long, value_name = "FILE.toml", global = true)]
     config: Option<PathBuf>,
+    /// How log lines look (RUST_LOG says which there are, for example RUST_LOG=gigasmith_coordinator=debug).
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text, global = true)]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -61,6 +66,8 @@ enum Command {
     Resume(resume::ResumeArgs),
     /// List the renders of a store, and whether they can go on; remove them.
     Renders(renders::RendersArgs),
+    /// Say what a render will take: calls, bytes, memory, disk, time.
+    Estimate(Box<estimate::EstimateArgs>),
     /// Look at a finished picture in the browser.
     View(view::ViewArgs),
     /// Coordinate a farm: accept renders, hand patches to workers, keep what they make.
@@ -107,6 +114,15 @@ const RULES: Rules = Rules {
 };
 
 impl Cli {
+    /// Begins to log to standard error.
+    pub fn log(&self) {
+        let levels = match self.is_daemon() {
+            true => "error,gigasmith_coordinator=info,gigasmith_worker=info",
+            false => "error",
+        };
+        gigasmith_worker::log::begin(levels, self.log_format, "gigasmith");
+    }
+
     /// Parses arguments, with the environment and the settings file behind them.
     pub fn from_args(args: &[OsString]) -> Result<Self, Failure> {
         let command = settings_file::apply(Self::command(), args, &RULES).map_err(Failure::usage)?;
@@ -114,7 +130,7 @@ impl Cli {
     }
 
     /// Whether it runs until it is told to stop: its log is what people see of it.
-    pub fn is_daemon(&self) -> bool {
+    fn is_daemon(&self) -> bool {
         matches!(self.command, Command::Serve(_) | Command::Worker(_))
     }
 }
@@ -182,6 +198,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
 async fn run_once(command: Command) -> Result<(), Failure> {
     match command {
         Command::Renders(args) => renders::run(args).await,
+        Command::Estimate(args) => estimate::run(*args).await,
         Command::Submit(args) => submit::run(*args).await,
         Command::Status(args) => manage::status(args).await,
         Command::Watch(args) => manage::watch(args).await,

@@ -5,16 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use gigasmith_proto::domain::ModelDescription;
 use gigasmith_worker::cli::DeviceArgs;
 use gigasmith_worker::model::ModelSource;
 use tokio_util::sync::CancellationToken;
 
+use super::estimate;
 use super::failure::Failure;
 use super::kept::{DEFAULT_STORE, KeepArgs, Keeping, quoted};
 use super::progress::Display;
 use super::seeds::Seeds;
 use super::settings::{Asked, PictureArgs};
 use super::worker;
+use crate::estimate::Budget;
 use crate::output::{Format, Kind, Quality, check_replaceable, check_writable, write_bytes};
 use crate::raster::Scratch;
 use crate::render::{Course, Progress, RenderInputs, Resumed, render_from};
@@ -44,6 +47,10 @@ pub(super) struct RenderArgs {
     keep: KeepArgs,
     #[command(flatten)]
     scratch: ScratchArgs,
+    /// Do not begin what takes more: calls=5000,memory=8GB,worker-memory=12GB,disk=20GB, any of them
+    /// (`gigasmith estimate` says what it takes).
+    #[arg(long, value_name = "LIMITS")]
+    budget: Option<Budget>,
     /// No progress.
     #[arg(short, long)]
     quiet: bool,
@@ -143,6 +150,20 @@ impl FileArgs {
     }
 }
 
+impl RenderArgs {
+    /// Fails when it takes more than it may.
+    fn check_budget(
+        &self,
+        spec: &RenderSpec,
+        model: &ModelDescription,
+        asked: &Asked,
+    ) -> Result<(), Failure> {
+        let Some(budget) = &self.budget else { return Ok(()) };
+        let keeps = self.store.is_some() || self.name.is_some();
+        estimate::check_render(spec, model, asked.inputs.picture.is_some(), (&self.files, keeps), budget)
+    }
+}
+
 /// Renders one picture per seed.
 pub(super) async fn run(args: RenderArgs, stop: CancellationToken) -> Result<(), Failure> {
     let asked = args.picture.read()?;
@@ -166,6 +187,7 @@ async fn run_unkept(args: RenderArgs, asked: Asked, stop: &CancellationToken) ->
         resolve(&asked.request, &asked.inputs, &model).map_err(Failure::usage)?;
     display.finish();
     warnings.iter().for_each(|w| display.warn(w));
+    args.check_budget(&spec, &model, &asked)?;
     for &seed in &asked.seeds.0 {
         let started = Instant::now();
         let spec = RenderSpec { seed, ..spec.clone() };
@@ -210,6 +232,7 @@ async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Re
         resolve(&asked.request, &asked.inputs, lane.model()).map_err(Failure::usage)?;
     display.finish();
     warnings.iter().for_each(|w| display.warn(w));
+    args.check_budget(&spec, lane.model(), &asked)?;
     for (&seed, name) in asked.seeds.0.iter().zip(names) {
         let spec = RenderSpec { seed, ..spec.clone() };
         let request = RenderRequest { seed, format, ..asked.request.clone() };
@@ -224,7 +247,7 @@ async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Re
 }
 
 /// Where the model comes from.
-fn source(asked: &Asked) -> Result<ModelSource, Failure> {
+pub(super) fn source(asked: &Asked) -> Result<ModelSource, Failure> {
     let name = &asked.request.model;
     ModelSource::parse(name).map_err(|error| match asked.model_is_from_picture {
         true => Failure::Model(format!(

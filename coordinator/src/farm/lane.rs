@@ -5,6 +5,7 @@ use std::sync::Arc;
 use gigasmith_proto::convert::task_to_wire;
 use gigasmith_proto::domain::{Conditioning, ConditioningId, ModelDescription, Task, TaskResult};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 use super::owner::{Command, Submission};
 use super::table::JobId;
@@ -67,6 +68,12 @@ impl Lane {
     /// Runs a task on some worker, again after failures that another attempt may mend. Dropping the
     /// future withdraws the task. Tasks with the lowest order are handed out first.
     pub async fn run(&self, order: TaskOrder, task: Task) -> Result<TaskResult, TaskError> {
+        let span =
+            tracing::debug_span!("task", kind = task.kind(), stage = order.stage, position = order.position);
+        self.run_task(order, task).instrument(span).await
+    }
+
+    async fn run_task(&self, order: TaskOrder, task: Task) -> Result<TaskResult, TaskError> {
         let (reply, answer) = oneshot::channel();
         let wire = task_to_wire(&task);
         let submission = Box::new(Submission { job: self.job, order, task, wire, reply });

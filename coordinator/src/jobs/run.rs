@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use gigasmith_proto::domain::{ModelDescription, RenderState};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
+use tracing::Instrument;
 
 use super::Jobs;
 use crate::farm::{Lane, LaneOptions, TaskError};
@@ -30,7 +31,8 @@ pub(super) async fn run(jobs: Jobs, id: String, spec: RenderSpec, model: Arc<Mod
     // In a set of its own: a panic is a failure of this render alone, and ending us ends it.
     let mut attempts = JoinSet::new();
     let (handle, named) = (jobs.clone(), id.clone());
-    attempts.spawn(async move { attempt(&handle, &named, &spec, model).await });
+    let span = tracing::info_span!("render", id = named);
+    attempts.spawn(async move { attempt(&handle, &named, &spec, model).await }.instrument(span));
     let (state, reason) = match attempts.join_next().await.expect("one was spawned") {
         Ok(Ok(claim)) => {
             end(&jobs, &id, RenderState::Done, String::new()).await;

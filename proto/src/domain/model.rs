@@ -168,6 +168,9 @@ pub struct ModelDescription {
     pub vae_reach: VaePair,
     /// Groups of all normalisations of the encoder and of the decoder.
     pub vae_norms: VaePair,
+    /// About how many bytes of memory a worker of it needs at most, on its device: weights that are placed
+    /// together, and what a patch or a tile needs beside them.
+    pub device_bytes: u64,
     /// A missing negative prompt means zero embeddings, not those of an empty string.
     pub force_zeros_for_empty_prompt: bool,
     /// The noise schedule.

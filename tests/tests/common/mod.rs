@@ -79,6 +79,7 @@ pub(crate) fn description() -> ModelDescription {
         vae_tile: 64,
         vae_reach: VaePair { encoder: 0, decoder: 1 },
         vae_norms: VaePair { encoder: 1, decoder: 2 },
+        device_bytes: 0,
         force_zeros_for_empty_prompt: true,
         schedule: ScheduleConfig {
             beta_start: 0.00085,

@@ -1,10 +1,11 @@
 //! The program `gigasmith-worker`: one device, one model, for a coordinator elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use gigasmith_worker::cli::{self, WorkerArgs};
+use gigasmith_worker::log::{self, LogFormat};
 use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings::{self, Rules};
 
@@ -15,6 +16,9 @@ struct Cli {
     /// Settings file; gigasmith.toml in the working folder unless given.
     #[arg(long, value_name = "FILE.toml")]
     config: Option<std::path::PathBuf>,
+    /// How log lines look (RUST_LOG says which there are).
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
     #[command(flatten)]
     worker: WorkerArgs,
 }
@@ -37,15 +41,14 @@ async fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error,gigasmith_worker=info"));
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    log::begin("error,gigasmith_worker=info", cli.log_format, "gigasmith-worker");
     let asks = match cli::signals() {
         Ok(asks) => asks,
         Err(error) => return fail(&error, 1),
     };
-    match cli::run(cli.worker, asks).await {
+    let ended = cli::run(cli.worker, asks).await;
+    log::end();
+    match ended {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         // The device may be in the middle of a long computation that nobody waits for any more.
         Ok(Ended::Interrupted) => std::process::exit(130),

@@ -169,6 +169,7 @@ impl SdxlModel {
             vae_tile: configs.vae.sample_size as u32,
             vae_reach: configs.vae.reach(),
             vae_norms: configs.vae.norms(),
+            device_bytes: device_bytes(&device, dtype, &configs, &weights),
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             schedule,
             pag_blocks: pag_names(&configs.unet),
@@ -435,6 +436,30 @@ fn shape(what: &'static str, array: &Array, expected: String) -> BackendError {
 
 fn device_error(what: &'static str, error: &candle_core::Error) -> BackendError {
     BackendError::Device { what, message: error.to_string() }
+}
+
+/// What fits at once through the VAE of a picture that is not cut.
+const WHOLE_PIXELS: u64 = 1 << 20;
+
+/// About what the device must hold at most: the weights that are placed together, and the largest of what a
+/// patch (two rows: with guidance) and a tile need beside them. The factors are what tensors of full
+/// resolution there are at a time.
+fn device_bytes(device: &Device, dtype: Dtype, configs: &Configs, weights: &[Weights; 4]) -> u64 {
+    let size = |dtype: DType| dtype.size_in_bytes() as u64;
+    let unet_dtype = candle_dtype(dtype);
+    let vae_dtype =
+        if unet_dtype == DType::F16 && configs.vae.force_upcast { DType::F32 } else { unet_dtype };
+    let text_dtype = if device.is_cpu() { DType::F32 } else { unet_dtype };
+    let bytes = |i: usize, dtype: DType| weights[i].count() * size(dtype);
+    let text: u64 = TEXT.iter().map(|&i| bytes(i, text_dtype)).sum();
+    let (unet, vae) = (bytes(UNET, unet_dtype), bytes(VAE, vae_dtype));
+    // A GPU gives the VAE up when patches start, and patches when the VAE is needed stay.
+    let placed = text.max(unet + vae);
+    let side = configs.unet.sample_size as u64;
+    let patch = 2 * side * side * configs.unet.base_channels as u64 * size(unet_dtype) * 20;
+    let channels = configs.vae.block_out_channels.iter().take(2).max().copied().unwrap_or(0) as u64;
+    let tile = WHOLE_PIXELS.max((configs.vae.sample_size as u64).pow(2)) * channels * size(vae_dtype) * 5 / 2;
+    placed + patch.max(tile)
 }
 
 /// One hash per component. Tokenizers count with the text encoders: by what they do to the words.

@@ -121,6 +121,11 @@ impl Weights {
         Ok(())
     }
 
+    /// The number of all values.
+    pub(crate) fn count(&self) -> u64 {
+        self.entries.values().map(|e| e.shape.iter().product::<usize>() as u64).sum()
+    }
+
     /// Every tensor as (name, number format, shape, bytes), sorted by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, String, &[usize], &[u8])> {
         self.entries.iter().map(|(name, e)| {

@@ -32,6 +32,8 @@ pub(crate) struct BlockConfig {
 pub(crate) struct UnetConfig {
     pub(crate) sample_size: usize,
     pub(crate) in_channels: usize,
+    /// Channels at full resolution.
+    pub(crate) base_channels: usize,
     pub(crate) flip_sin_to_cos: bool,
     pub(crate) freq_shift: f64,
     /// By resolution, the finest first.
@@ -78,6 +80,7 @@ impl UnetConfig {
         let config = Self {
             sample_size: side(&r)?,
             in_channels,
+            base_channels: channels[0],
             flip_sin_to_cos: r.bool_or("flip_sin_to_cos", true)?,
             freq_shift: r.f64_or("freq_shift", 0.0)?,
             mid_depth: mid_depth(&r)?,

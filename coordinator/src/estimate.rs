@@ -1,0 +1,445 @@
+//! What a render will take, before anything starts: calls, bytes, memory, disk, time.
+//!
+//! Pure arithmetic on the spec and the model's description. Patches and tiles are exact: they are those of
+//! the plan. Bytes over the wire are those of the payloads. Memory, files and time are estimates: their
+//! constants were measured (PERFORMANCE.md says how).
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use gigasmith_proto::domain::{ModelDescription, WireDtype};
+use serde::Serialize;
+
+use crate::output::{Format, Kind, Quality};
+use crate::sampler::plan::{Geometry, Plan};
+use crate::sampler::tiles::pool::{ROUNDS, samples};
+use crate::sampler::tiles::{Cut, Network, Tiling, VaeMode};
+use crate::sampler::units::ImageSize;
+use crate::spec::RenderSpec;
+
+/// Main memory of a coordinator that does nothing.
+const IDLE_BYTES: u64 = 80 << 20;
+/// Canvases in memory at the most, checkpoints and pages included: what guides, the values now, before their
+/// newest step, and as they are being stored.
+const CANVASES: f64 = 3.6;
+/// Payloads in memory for each task that is prepared, under way or waits for its turn.
+const PAYLOADS: u64 = 4;
+/// Prepared tasks for each slot of a worker.
+const PER_SLOT: u64 = 2;
+/// Bytes of a message beside its payload.
+const MESSAGE: u64 = 200;
+/// A tile's time against a patch's, where it is not measured. (SDXL: a tile of a megapixel decoded, against
+/// two rows of a patch.)
+const TILE_TO_PATCH: f64 = 1.0;
+/// Bytes a pixel of pictures as they usually come out: deflated, as JPEG at 90, and the pyramid's share.
+const LOSSLESS: f64 = 1.5;
+const JPEG: f64 = 0.35;
+const PYRAMID: f64 = 4.0 / 3.0;
+/// Bytes a pixel in the scratch folder: 3, and a third of that for the pyramid.
+const SCRATCH: u64 = 4;
+
+/// Who will work on it, and how fast.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Crew {
+    /// Workers.
+    pub workers: u64,
+    /// Tasks in flight to each.
+    pub slots: u64,
+    /// What one worker takes for a patch, where that is known.
+    pub seconds_per_patch: Option<f64>,
+    /// What one worker takes for a tile, where that is known.
+    pub seconds_per_tile: Option<f64>,
+    /// How the picture will be kept.
+    pub format: Format,
+    /// Whether checkpoints are kept.
+    pub keeps: bool,
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageEstimate {
+    /// Width and height of its picture.
+    pub size: (u32, u32),
+    /// Patches: calls of the noise predictor.
+    pub patches: u64,
+    /// Tiles that are encoded for what guides it, statistics included.
+    pub encoded: u64,
+    /// Tiles that its picture is decoded in, statistics included.
+    pub decoded: u64,
+    /// Seconds, where the rate is known.
+    pub seconds: Option<f64>,
+}
+
+/// A render.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Stage by stage, the base first.
+    pub stages: Vec<StageEstimate>,
+    /// Calls of the noise predictor.
+    pub patches: u64,
+    /// Rows in each of them: the prompt, the negative prompt, the perturbed one.
+    pub rows: u64,
+    /// Calls of encoder and decoder.
+    pub tiles: u64,
+    /// Payload bytes to the workers.
+    pub sent: u64,
+    /// Payload bytes back.
+    pub received: u64,
+    /// Memory of each worker's device.
+    pub worker_memory: u64,
+    /// Main memory of the coordinator.
+    pub coordinator_memory: u64,
+    /// Disk for pictures under way.
+    pub scratch: u64,
+    /// The largest checkpoint; later ones write only what has changed. 0 without a store.
+    pub checkpoint: u64,
+    /// The picture's files, as they usually come out.
+    pub output: u64,
+    /// The largest that they can be.
+    pub output_most: u64,
+    /// Seconds, where the rate is known.
+    pub seconds: Option<f64>,
+}
+
+impl Estimate {
+    /// What a render takes. `has_picture`: one takes the place of the base stage.
+    pub fn of(spec: &RenderSpec, model: &ModelDescription, has_picture: bool, crew: Crew) -> Self {
+        let rows = 1 + u64::from(spec.guidance_scale > 1.0) + u64::from(spec.pag.is_some());
+        let mut estimate = Self {
+            stages: Vec::new(),
+            patches: 0,
+            rows,
+            tiles: 0,
+            sent: 0,
+            received: 0,
+            worker_memory: model.device_bytes,
+            coordinator_memory: IDLE_BYTES,
+            scratch: 0,
+            checkpoint: 0,
+            output: 0,
+            output_most: 0,
+            seconds: crew.seconds_per_patch.map(|_| 0.0),
+        };
+        let last = spec.upscales.len() as u32;
+        for stage in u32::from(has_picture)..=last {
+            estimate.add_stage(spec, model, (stage, last), crew);
+        }
+        let target = spec.stage_size(last).expect("it is the last");
+        estimate.add_output(area(target), crew.format);
+        estimate
+    }
+
+    fn add_stage(
+        &mut self,
+        spec: &RenderSpec,
+        model: &ModelDescription,
+        (stage, last): (u32, u32),
+        crew: Crew,
+    ) {
+        let size = spec.stage_size(stage).expect("it is one of the spec's");
+        let latent = size.latent(model.latent_factor);
+        let geometry = Geometry::new(latent, model.patch_side as usize);
+        let slider = stage.checked_sub(1).map_or(0, |i| spec.upscales[i as usize].slider);
+        let (patches, window) = match stage {
+            0 => (u64::from(spec.steps), latent),
+            _ => {
+                let plan = Plan::draw(spec.plan, geometry, spec.steps as usize, spec.seed, stage);
+                (plan.len() as u64, geometry.window)
+            }
+        };
+        let channels = u64::from(model.latent_channels);
+        let element = if spec.wire == WireDtype::F16 { 2 } else { 4 };
+        let patch = channels * window.area() as u64 * element + MESSAGE;
+        (self.sent, self.received) = (self.sent + patches * patch, self.received + patches * patch);
+        let encoded =
+            if slider > 0 { self.pass(spec.vae, Network::Encoder, latent, model) } else { Pass::default() };
+        // A picture is made for the stage after, where that is guided, and of the last stage.
+        let is_wanted = stage == last || spec.upscales[stage as usize].slider > 0;
+        let decoded =
+            if is_wanted { self.pass(spec.vae, Network::Decoder, latent, model) } else { Pass::default() };
+        let tiles = encoded.tasks + decoded.tasks;
+        let seconds = crew.seconds_per_patch.map(|patch| {
+            let tile = crew.seconds_per_tile.unwrap_or(patch * TILE_TO_PATCH);
+            // Steps follow each other wherever they are.
+            let patches = (patches as f64 / crew.workers as f64).max(f64::from(spec.steps));
+            patches * patch + (tiles as f64 / crew.workers as f64).ceil() * tile
+        });
+        self.seconds = self.seconds.zip(seconds).map(|(all, stage)| all + stage);
+        self.patches += patches;
+        self.tiles += tiles;
+        let canvas = channels * latent.area() as u64 * 4;
+        let in_flight = crew.workers * crew.slots * PER_SLOT;
+        let sampling = (CANVASES * canvas as f64) as u64 + in_flight * PAYLOADS * patch;
+        let tiled = |pass: &Pass| canvas + pass.row + in_flight * pass.payload;
+        let needed = sampling.max(tiled(&encoded)).max(tiled(&decoded)) + IDLE_BYTES;
+        self.coordinator_memory = self.coordinator_memory.max(needed);
+        if is_wanted {
+            self.scratch = self.scratch.max(SCRATCH * area(size));
+        }
+        if crew.keeps {
+            self.checkpoint = self.checkpoint.max(3 * canvas);
+        }
+        self.stages.push(StageEstimate {
+            size: (size.width, size.height),
+            patches,
+            encoded: encoded.tasks,
+            decoded: decoded.tasks,
+            seconds,
+        });
+    }
+
+    /// A picture through one of the VAE's networks.
+    fn pass(
+        &mut self,
+        mode: VaeMode,
+        network: Network,
+        latent: crate::sampler::units::LatentSize,
+        model: &ModelDescription,
+    ) -> Pass {
+        let factor = u64::from(model.latent_factor);
+        let channels = u64::from(model.latent_channels);
+        let tiling = Tiling::new(mode, network, latent, model);
+        let size = ImageSize {
+            width: latent.width as u32 * model.latent_factor,
+            height: latent.height as u32 * model.latent_factor,
+        };
+        let is_seamless = mode.cut(size) == Cut::Seamless && tiling.len() > 1;
+        let groups = network.groups(model) as u64;
+        let norms = if is_seamless { groups * 8 } else { 0 };
+        let element = if mode.cut(size) == Cut::Seamless { 2 } else { 4 };
+        let input = |area: u64| match network {
+            Network::Decoder => channels * area * 4,
+            Network::Encoder => 3 * area * factor * factor,
+        };
+        let result = |area: u64| match network {
+            Network::Decoder => 3 * area * factor * factor * element,
+            Network::Encoder => 2 * channels * area * 4,
+        };
+        let mut pass = Pass { tasks: tiling.len() as u64, ..Pass::default() };
+        for i in 0..tiling.len() {
+            let (seen, part) = (tiling.window(i).area() as u64, tiling.part(i));
+            let wanted = (part.height * part.width) as u64;
+            self.sent += input(seen) + norms + MESSAGE;
+            self.received += result(wanted) + MESSAGE;
+            // In memory results are f32.
+            pass.payload = pass.payload.max(input(seen).max(result(wanted) * 4 / element));
+        }
+        pass.row = pass.payload * (tiling.len() / tiling.rows()) as u64;
+        if is_seamless && groups > 0 {
+            let samples = samples(network, latent, model);
+            pass.tasks += (ROUNDS * samples.len()) as u64;
+            let seen: u64 = samples.iter().map(|s| input(s.window.area() as u64) + norms + MESSAGE).sum();
+            self.sent += ROUNDS as u64 * seen;
+            self.received += (ROUNDS * samples.len()) as u64 * (groups * 8 + MESSAGE);
+        }
+        pass
+    }
+
+    fn add_output(&mut self, area: u64, format: Format) {
+        let pyramid = if format.kind == Kind::Png { 1.0 } else { PYRAMID };
+        let usual = match format.quality {
+            Quality::Lossless => LOSSLESS,
+            Quality::Jpeg(_) => JPEG,
+        };
+        self.output = (area as f64 * usual * pyramid) as u64;
+        self.output_most = (area as f64 * 3.05 * pyramid) as u64;
+    }
+
+    /// What exceeds a budget, in words; empty when nothing does. An error: what the budget limits is not known.
+    pub fn exceeds(&self, budget: &Budget) -> Result<Vec<String>, String> {
+        let mut over = Vec::new();
+        for &(what, limit) in &budget.0 {
+            let value = match what {
+                Limit::Calls => self.patches as f64,
+                Limit::Time => {
+                    self.seconds.ok_or("a budget of time needs --seconds-per-patch or --measure")?
+                }
+                Limit::Memory => self.coordinator_memory as f64,
+                Limit::WorkerMemory => self.worker_memory as f64,
+                Limit::Disk => (self.scratch + self.output) as f64,
+                Limit::Wire => (self.sent + self.received) as f64,
+            };
+            if value > limit {
+                over.push(format!("{}: {} of {}", what.name(), what.show(value), what.show(limit)));
+            }
+        }
+        Ok(over)
+    }
+}
+
+/// What one picture costs in tasks and memory.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pass {
+    tasks: u64,
+    /// Bytes of the largest task or result in memory.
+    payload: u64,
+    /// Bytes of a row of results.
+    row: u64,
+}
+
+fn area(size: ImageSize) -> u64 {
+    u64::from(size.width) * u64::from(size.height)
+}
+
+/// What can be limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    Calls,
+    Time,
+    Memory,
+    WorkerMemory,
+    Disk,
+    Wire,
+}
+
+impl Limit {
+    const ALL: [(&str, Self); 6] = [
+        ("calls", Self::Calls),
+        ("time", Self::Time),
+        ("memory", Self::Memory),
+        ("worker-memory", Self::WorkerMemory),
+        ("disk", Self::Disk),
+        ("wire", Self::Wire),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, limit)| *limit == self).expect("all are listed").0
+    }
+
+    fn show(self, value: f64) -> String {
+        match self {
+            Self::Calls => format!("{value}"),
+            Self::Time => seconds(value),
+            _ => bytes(value as u64),
+        }
+    }
+}
+
+/// Limits: `calls=5000,time=2h,memory=8GB,worker-memory=12GB,disk=20GB,wire=100GB`, any of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Budget(Vec<(Limit, f64)>);
+
+impl FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = || Limit::ALL.map(|(name, _)| name).join(", ");
+        let limit = |part: &str| {
+            let (name, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("`{part}` has no value: give for example time=2h"))?;
+            let found = Limit::ALL.iter().find(|(n, _)| *n == name.trim());
+            let limit = found.ok_or_else(|| format!("`{name}` cannot be limited: give {}", known()))?.1;
+            let number = match limit {
+                Limit::Calls => value.trim().parse::<u64>().ok().map(|n| n as f64),
+                Limit::Time => humantime::parse_duration(value).ok().as_ref().map(Duration::as_secs_f64),
+                _ => parse_bytes(value),
+            };
+            let number = number.ok_or_else(|| {
+                format!("`{part}` is not understood: give for example calls=5000, time=2h, memory=8GB")
+            })?;
+            Ok((limit, number))
+        };
+        text.split(',').filter(|p| !p.trim().is_empty()).map(limit).collect::<Result<_, String>>().map(Self)
+    }
+}
+
+/// `8GB`, `512MiB`, `1e9`.
+fn parse_bytes(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| c.is_ascii_alphabetic() && c != 'e').unwrap_or(text.len());
+    let unit = match text[digits..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1048576.0,
+        "gib" => 1073741824.0,
+        "tib" => 1099511627776.0,
+        _ => return None,
+    };
+    let number: f64 = text[..digits].trim().parse().ok()?;
+    (number >= 0.0 && number.is_finite()).then_some(number * unit)
+}
+
+/// Bytes as people say them.
+pub fn bytes(bytes: u64) -> String {
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for larger in ["kB", "MB", "GB", "TB"] {
+        if value < 999.5 {
+            break;
+        }
+        (value, unit) = (value / 1000.0, larger);
+    }
+    match unit {
+        "B" => format!("{bytes} B"),
+        _ if value < 9.95 => format!("{value:.1} {unit}"),
+        _ => format!("{value:.0} {unit}"),
+    }
+}
+
+/// Seconds as people say them.
+pub fn seconds(seconds: f64) -> String {
+    let whole = Duration::from_secs(seconds.round().max(1.0) as u64);
+    humantime::format_duration(whole).to_string()
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, stage) in self.stages.iter().enumerate() {
+            let (width, height) = stage.size;
+            let time = stage.seconds.map_or(String::new(), |s| format!("  {}", seconds(s)));
+            writeln!(
+                f,
+                "stage {:<2} {:<14} {:>7} patches {:>6} tiles encoded {:>6} decoded{time}",
+                i + 1,
+                format!("{width}x{height}"),
+                stage.patches,
+                stage.encoded,
+                stage.decoded
+            )?;
+        }
+        let rows = if self.rows == 1 { "one row".to_owned() } else { format!("{} rows", self.rows) };
+        writeln!(f, "network calls   {} patches of {rows}, {} tiles", self.patches, self.tiles)?;
+        writeln!(f, "over the wire   {} to workers, {} back", bytes(self.sent), bytes(self.received))?;
+        writeln!(f, "worker          about {} on its device", bytes(self.worker_memory))?;
+        writeln!(f, "coordinator     about {} of memory", bytes(self.coordinator_memory))?;
+        writeln!(f, "scratch disk    {}", bytes(self.scratch))?;
+        if self.checkpoint > 0 {
+            writeln!(f, "checkpoint      up to {}; later ones what changed", bytes(self.checkpoint))?;
+        }
+        write!(f, "picture         about {}, at most {}", bytes(self.output), bytes(self.output_most))?;
+        match self.seconds {
+            Some(s) => write!(f, "\ntime            about {}", seconds(s)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_are_read_as_people_write_them() {
+        let budget: Budget = "calls=5000, time=1h 30m,memory=8GB,disk=1.5TiB".parse().unwrap();
+        assert_eq!(
+            budget.0,
+            [
+                (Limit::Calls, 5000.0),
+                (Limit::Time, 5400.0),
+                (Limit::Memory, 8e9),
+                (Limit::Disk, 1.5 * 1099511627776.0)
+            ]
+        );
+        for (wrong, word) in
+            [("time", "no value"), ("money=3", "cannot be limited"), ("memory=8XB", "not understood")]
+        {
+            assert!(wrong.parse::<Budget>().unwrap_err().contains(word), "{wrong}");
+        }
+        assert_eq!([bytes(999), bytes(1500), bytes(3_221_225_472)], ["999 B", "1.5 kB", "3.2 GB"]);
+    }
+}
