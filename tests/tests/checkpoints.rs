@@ -25,7 +25,7 @@ use gigasmith_coordinator::sampler::resize::Picture;
 use gigasmith_coordinator::sampler::tiles::VaeMode;
 use gigasmith_coordinator::sampler::units::ImageSize;
 use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec};
-use gigasmith_coordinator::store::manifest::Manifest;
+use gigasmith_coordinator::store::manifest::{Manifest, ManifestAt};
 use gigasmith_coordinator::store::{
     BlobId, Closed, KeepOptions, Outputs, Part, RenderStore, StateRecord, StoreError, StoredState,
 };
@@ -524,6 +524,52 @@ async fn damaged_text_costs_no_patches() {
 }
 
 /// A picture for a base, and a first stage without guided steps.
+/// Pictures above a megapixel, which are decoded and encoded in seamless tiles: two stages of them.
+fn large_spec() -> RenderSpec {
+    let large = |width, height, slider| UpscaleSpec { size: ImageSize { width, height }, slider };
+    RenderSpec {
+        upscales: vec![large(1040, 1012, 1), large(1064, 1104, 2)],
+        steps: 2,
+        vae: VaeMode::Seamless,
+        ..spec(PlanKind::Balanced)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seamless_pictures_come_out_alike_wherever_they_were_interrupted() {
+    let farm = common::farm_with(|| Ok(Box::new(Fake::new())));
+    let spec = large_spec();
+    let expected = undisturbed(lane_of(&farm).await, &spec).await;
+    // The statistics that tiles share are in every pixel.
+    let published = RenderSpec { vae: VaeMode::Auto, ..spec.clone() };
+    let other = undisturbed(lane_of(&farm).await, &published).await;
+    assert!(other.picture.to_picture().unwrap() != expected.picture.to_picture().unwrap());
+    let place = Place { objects: Arc::new(InMemory::new()), root: Path::default() };
+    add(&place.store(), "large", 1).await.expect("the id is free");
+    let (mut stops, mut decodings, mut draws) = (0, BTreeSet::new(), Draws(5));
+    let rendered = loop {
+        let mut given =
+            given(&place, lane_of(&farm).await, PlanKind::Balanced, "large", &format!("run {stops}"));
+        given.spec = spec.clone();
+        // Enough to measure and to encode, which is begun again.
+        given.stop_after = 40 + draws.below(460) as usize;
+        match given.attempt().await.0 {
+            Attempt::Done(rendered, _) => break rendered,
+            Attempt::Stopped(Closed::Kept) => stops += 1,
+            other => panic!("{other:?}"),
+        }
+        let newest = place.names("large/checkpoints").await.into_iter().max().expect("there is one");
+        let manifest = place.manifest(&newest).await;
+        if let ManifestAt::Decoding { bands, norms, .. } = &manifest.at {
+            assert!(norms.is_some() || manifest.stage == 0, "a large picture has shared statistics");
+            decodings.insert((manifest.stage, bands.len()));
+        }
+        assert!(stops < 100, "it goes on");
+    };
+    assert_same(&rendered, &expected, "large");
+    assert!(decodings.len() > 1 && stops > 4, "{stops} stops, in decodings {decodings:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_stage_is_guided_by_the_one_before_after_an_interruption_too() {
     let farm = farm();

@@ -22,18 +22,21 @@ const SIDE: u32 = 128;
 const FACTOR: usize = 8;
 const CHANNELS: usize = 4;
 
-/// How a synthetic model behaves: `latency=MILLISECONDS,side=LATENT_PIXELS`, in any order, both optional.
+/// How a synthetic model behaves: `latency=MILLISECONDS,tile=MILLISECONDS,side=LATENT_PIXELS`, in any order, all
+/// optional.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SyntheticOptions {
-    /// How long a patch takes; other tasks take no time.
+    /// How long a patch takes.
     pub latency: Duration,
+    /// How long a tile takes.
+    pub tile: Duration,
     /// Side of a window in latent pixels.
     pub side: u32,
 }
 
 impl Default for SyntheticOptions {
     fn default() -> Self {
-        Self { latency: Duration::ZERO, side: SIDE }
+        Self { latency: Duration::ZERO, tile: Duration::ZERO, side: SIDE }
     }
 }
 
@@ -47,6 +50,7 @@ impl FromStr for SyntheticOptions {
             let number: u32 = value.parse().map_err(|_| format!("`{part}` is no number"))?;
             match key {
                 "latency" => options.latency = Duration::from_millis(number.into()),
+                "tile" => options.tile = Duration::from_millis(number.into()),
                 "side" if (8..=1024).contains(&number) => options.side = number,
                 "side" => return Err(format!("side {number} is not within 8 and 1024")),
                 _ => return Err(format!("`{key}` is unknown")),
@@ -61,6 +65,7 @@ impl FromStr for SyntheticOptions {
 pub struct Synthetic {
     description: ModelDescription,
     latency: Duration,
+    tile: Duration,
 }
 
 impl Synthetic {
@@ -69,7 +74,7 @@ impl Synthetic {
 
     /// A model with these options.
     pub fn new(options: SyntheticOptions) -> Self {
-        Self { description: description(options.side), latency: options.latency }
+        Self { description: description(options.side), latency: options.latency, tile: options.tile }
     }
 }
 
@@ -150,6 +155,7 @@ impl Backend for Synthetic {
 
     fn encode_tile(&mut self, image: &Array, _: Option<&Array>) -> Result<Array, BackendError> {
         let (height, width) = sides(image, "image tile", 3)?;
+        std::thread::sleep(self.tile);
         let (h, w) = (height / FACTOR, width / FACTOR);
         let mut data = Vec::with_capacity(2 * CHANNELS * h * w);
         for channel in 0..CHANNELS {
@@ -164,6 +170,7 @@ impl Backend for Synthetic {
 
     fn decode_tile(&mut self, latent: &Array, norms: Option<&Array>) -> Result<Array, BackendError> {
         let (h, w) = sides(latent, "latent tile", CHANNELS)?;
+        std::thread::sleep(self.tile);
         let own = || statistics(latent, Rect { top: 0, left: 0, height: h, width: w });
         let [mean, variance] = norms.map_or_else(own, |n| [n.data()[0], n.data()[1]]);
         let scale = 0.4 / variance.max(1e-12).sqrt();

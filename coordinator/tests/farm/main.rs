@@ -373,3 +373,29 @@ fn strangers_are_sent_away_and_the_farm_goes_on() {
     let submit = [&["submit", "-q", "--wait"][..], &settings("balanced"), &all].concat();
     assert!(!coordinator.told(&submit).is_empty());
 }
+
+/// A picture that is decoded in seamless tiles; its tiles take a moment.
+#[test]
+fn workers_and_coordinator_may_die_while_a_large_picture_is_decoded() {
+    let mut coordinator = Coordinator::start(&["--checkpoint-every", "100ms"]);
+    let settings =
+        ["-p", "a fox", "--model", "synthetic:side=16", "--steps", "2", "--slider", "1", "--stages", "9"];
+    let expected = reference(coordinator.folder.path(), &settings);
+    let model = "synthetic:side=16,tile=25";
+    let mut workers: Vec<Running> = ["a", "b", "c"].map(|name| coordinator.worker(model, name)).into();
+    let id = coordinator.told(&[&["submit", "-q"], &settings[..]].concat());
+    let decodes = |s: &serde_json::Value, least: u64| {
+        s["phase"] == "decoding" && s["tiles_done"].as_u64() >= Some(least)
+    };
+    coordinator.until(&["status", &id], |s| decodes(s, 10));
+    workers.pop();
+    let before = coordinator.until(&["status", &id], |s| decodes(s, 30));
+    assert!(before["tiles_done"].as_u64() < before["tiles"].as_u64(), "{before:#}");
+    coordinator.kill();
+    coordinator.restart();
+    // Decoding goes on from the newest checkpoint: the patches are not done again.
+    let after = coordinator.until(&["status", &id], |s| s["state"] == "done" || decodes(s, 1));
+    assert_eq!(after["patches_done"], 0, "{after:#}");
+    coordinator.until_done(&id);
+    assert!(coordinator.results(&id) == expected, "other bytes");
+}

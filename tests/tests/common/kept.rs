@@ -46,7 +46,7 @@ impl std::fmt::Debug for Attempt {
     }
 }
 
-/// Stops a render after so many patches, and tells when it has done some.
+/// Stops a render after so many patches and tiles, and tells when it has done some.
 struct Watch {
     stop: CancellationToken,
     left: usize,
@@ -60,6 +60,16 @@ impl Progress for Watch {
         if self.seen == SOME {
             self.some.notify_one();
         }
+        self.count();
+    }
+
+    fn tiles(&mut self, _: usize, _: usize) {
+        self.count();
+    }
+}
+
+impl Watch {
+    fn count(&mut self) {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 {
             self.stop.cancel();
@@ -79,7 +89,7 @@ pub(crate) struct Given {
     pub(crate) owner: Owner,
     pub(crate) options: KeepOptions,
     pub(crate) stop: CancellationToken,
-    /// Stops itself after so many patches.
+    /// Stops itself after so many patches and tiles.
     pub(crate) stop_after: usize,
     /// Told when it is well under way.
     pub(crate) some: Arc<Notify>,

@@ -13,7 +13,7 @@ pub enum LoadError {
     )]
     UnknownSource(String),
     /// The synthetic model's options make no sense.
-    #[error("{0}: write `synthetic:latency=MILLISECONDS,side=LATENT_PIXELS`, both optional")]
+    #[error("{0}: write `synthetic:latency=MILLISECONDS,tile=MILLISECONDS,side=LATENT_PIXELS`, all optional")]
     SyntheticOption(String),
     /// A file that the model must have is missing.
     #[error("{file} is missing; {remedy}")]

@@ -82,7 +82,8 @@ mod tests {
     #[test]
     fn sources_are_told_apart() {
         assert_eq!(ModelSource::parse("pocket").unwrap(), ModelSource::Pocket);
-        let synthetic = SyntheticOptions { latency: Duration::from_millis(250), side: 16 };
+        let synthetic =
+            SyntheticOptions { latency: Duration::from_millis(250), side: 16, ..SyntheticOptions::default() };
         let source = ModelSource::parse("synthetic:latency=250,side=16").unwrap();
         assert_eq!((source.name(), source), ("synthetic".into(), ModelSource::Synthetic(synthetic)));
         assert_eq!(
