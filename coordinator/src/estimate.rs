@@ -126,6 +126,11 @@ impl Estimate {
             estimate.add_stage(spec, model, (stage, last), crew);
         }
         let target = spec.stage_size(last).expect("it is the last");
+        if has_picture {
+            // It is given as a whole.
+            estimate.coordinator_memory += 3 * area(spec.base);
+        }
+        estimate.scratch = estimate.scratch.max(SCRATCH * area(target));
         estimate.add_output(area(target), crew.format);
         estimate
     }
@@ -178,7 +183,9 @@ impl Estimate {
             self.scratch = self.scratch.max(SCRATCH * area(size));
         }
         if crew.keeps {
-            self.checkpoint = self.checkpoint.max(3 * canvas);
+            // What guides, values now and before; or, of a decoding, the latent and the finished rows.
+            let decoding = if is_wanted { canvas + 3 * area(size) + decoded.row } else { 0 };
+            self.checkpoint = self.checkpoint.max(3 * canvas).max(decoding);
         }
         self.stages.push(StageEstimate {
             size: (size.width, size.height),
@@ -242,8 +249,10 @@ impl Estimate {
             Quality::Lossless => LOSSLESS,
             Quality::Jpeg(_) => JPEG,
         };
+        // Noise at the highest quality takes more as JPEG than as it is.
+        let most = if format.quality == Quality::Lossless { 3.05 } else { 5.0 };
         self.output = (area as f64 * usual * pyramid) as u64;
-        self.output_most = (area as f64 * 3.05 * pyramid) as u64;
+        self.output_most = (area as f64 * most * pyramid) as u64;
     }
 
     /// What exceeds a budget, in words; empty when nothing does. An error: what the budget limits is not known.
@@ -257,7 +266,8 @@ impl Estimate {
                 }
                 Limit::Memory => self.coordinator_memory as f64,
                 Limit::WorkerMemory => self.worker_memory as f64,
-                Limit::Disk => (self.scratch + self.output) as f64,
+                // A file is made in the scratch folder first.
+                Limit::Disk => (self.scratch + 2 * self.output) as f64,
                 Limit::Wire => (self.sent + self.received) as f64,
             };
             if value > limit {
@@ -319,6 +329,13 @@ impl Limit {
 /// Limits: `calls=5000,time=2h,memory=8GB,worker-memory=12GB,disk=20GB,wire=100GB`, any of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Budget(Vec<(Limit, f64)>);
+
+impl Budget {
+    /// Whether it limits the time.
+    pub fn limits_time(&self) -> bool {
+        self.0.iter().any(|(limit, _)| *limit == Limit::Time)
+    }
+}
 
 impl FromStr for Budget {
     type Err = String;
@@ -407,9 +424,13 @@ impl fmt::Display for Estimate {
         writeln!(f, "over the wire   {} to workers, {} back", bytes(self.sent), bytes(self.received))?;
         writeln!(f, "worker          about {} on its device", bytes(self.worker_memory))?;
         writeln!(f, "coordinator     about {} of memory", bytes(self.coordinator_memory))?;
-        writeln!(f, "scratch disk    {}", bytes(self.scratch))?;
+        writeln!(f, "scratch disk    {}, and the picture's file", bytes(self.scratch))?;
         if self.checkpoint > 0 {
-            writeln!(f, "checkpoint      up to {}; later ones what changed", bytes(self.checkpoint))?;
+            writeln!(
+                f,
+                "checkpoint      up to {} in the store; each writes what changed",
+                bytes(self.checkpoint)
+            )?;
         }
         write!(f, "picture         about {}, at most {}", bytes(self.output), bytes(self.output_most))?;
         match self.seconds {

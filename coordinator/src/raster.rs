@@ -18,6 +18,8 @@ use crate::sampler::units::{ImageSize, PixelRect};
 
 /// Bytes that are read and written at a time when levels are built.
 const CHUNK: usize = 8 << 20;
+/// Larger ones are a mistake: a terapixel.
+const MOST_PIXELS: u64 = 1 << 40;
 
 /// A picture with its pyramid.
 pub trait Levels: Send + Sync {
@@ -46,9 +48,9 @@ impl Default for Scratch {
     /// The system's folder for large temporary files: `TMPDIR`, `/var/tmp`, or what the system says. (`/tmp`
     /// is in memory on many machines.)
     fn default() -> Self {
-        let var_tmp = Path::new("/var/tmp");
+        let var_tmp = Self::new("/var/tmp");
         match std::env::var_os("TMPDIR") {
-            None if cfg!(unix) && var_tmp.is_dir() => Self(var_tmp.to_owned()),
+            None if cfg!(unix) && var_tmp.file().is_ok() => var_tmp,
             _ => Self(std::env::temp_dir()),
         }
     }
@@ -83,15 +85,20 @@ pub struct Raster {
     file: Positioned,
     /// Size, and offset in the file.
     levels: Vec<(ImageSize, u64)>,
-    finished: AtomicU32,
-    /// Rows of each level that are there. Held while levels are built.
-    built: Mutex<Vec<u32>>,
+    /// Rows of each level that are there.
+    rows: Vec<AtomicU32>,
+    /// Held while levels are built.
+    building: Mutex<()>,
 }
 
 impl Raster {
     /// A picture of which nothing is there yet.
     pub fn create(size: ImageSize, scratch: &Scratch) -> io::Result<Self> {
         assert!(size.width > 0 && size.height > 0, "a picture has pixels");
+        if u64::from(size.width) * u64::from(size.height) > MOST_PIXELS {
+            let message = format!("a picture of {size} pixels is larger than any that is handled here");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
         let mut offset = 0;
         let mut place = |size: ImageSize| {
             let at = offset;
@@ -99,8 +106,8 @@ impl Raster {
             (size, at)
         };
         let levels: Vec<_> = level_sizes(size).into_iter().map(&mut place).collect();
-        let built = Mutex::new(vec![0; levels.len()]);
-        Ok(Self { file: Positioned::new(scratch.file()?), levels, finished: AtomicU32::new(0), built })
+        let rows = levels.iter().map(|_| AtomicU32::new(0)).collect();
+        Ok(Self { file: Positioned::new(scratch.file()?), levels, rows, building: Mutex::new(()) })
     }
 
     /// All of a picture in memory.
@@ -116,9 +123,9 @@ impl Raster {
         self.levels[0].0
     }
 
-    /// Rows from the top that are finished.
+    /// Rows from the top that are finished, with what follows from them of the other levels.
     pub fn finished(&self) -> u32 {
-        self.finished.load(Ordering::Acquire)
+        self.rows(0)
     }
 
     /// Writes whole rows, in any order.
@@ -131,29 +138,31 @@ impl Raster {
 
     /// All rows above `until` are written: builds what follows from them of the other levels.
     pub fn finish(&self, until: u32) -> io::Result<()> {
-        let mut built = self.built.lock().expect("no holder panics");
-        built[0] = built[0].max(until);
+        let _one_at_a_time = self.building.lock().expect("no holder panics");
+        let mut there = until;
         for level in 1..self.levels.len() {
             let (below, above) = (self.levels[level - 1].0, self.levels[level].0);
-            let there = built[level - 1];
             let until = if there == below.height { above.height } else { there / 2 };
             let at_once = (CHUNK as u64 / bytes(below.width, 2)).max(1) as u32;
-            while built[level] < until {
-                let (top, height) = (built[level], at_once.min(until - built[level]));
+            let mut top = self.rows(level);
+            while top < until {
+                let height = at_once.min(until - top);
                 let rows = (2 * height).min(below.height - 2 * top);
                 let rect = PixelRect { top: 2 * top, left: 0, height: rows, width: below.width };
                 let half = halved(&self.read(level - 1, rect)?, below.width as usize);
                 self.file.write(self.levels[level].1 + bytes(above.width, u64::from(top)), &half)?;
-                built[level] += height;
+                top += height;
+                self.rows[level].store(top, Ordering::Release);
             }
+            there = until;
         }
-        self.finished.fetch_max(until, Ordering::Release);
+        self.rows[0].fetch_max(until, Ordering::Release);
         Ok(())
     }
 
     /// Rows of a level that are there, from the top.
     pub fn rows(&self, level: usize) -> u32 {
-        self.built.lock().expect("no holder panics")[level]
+        self.rows[level].load(Ordering::Acquire)
     }
 
     /// All of it, in memory.
@@ -194,8 +203,14 @@ fn bytes(width: u32, rows: u64) -> u64 {
 
 /// Rows of pixels, two of which become one; where the last has no other it stands alone.
 fn halved(rgb: &[u8], width: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rgb.len() / 4 + width * 3);
+    halve(rgb, width, &mut out);
+    out
+}
+
+/// The same, appended to `out`.
+pub(crate) fn halve(rgb: &[u8], width: usize, out: &mut Vec<u8>) {
     let stride = width * 3;
-    let mut out = Vec::with_capacity(rgb.len() / 4 + stride);
     for pair in rgb.chunks(2 * stride) {
         let (first, second) = (&pair[..stride], pair.get(stride..).filter(|s| !s.is_empty()));
         let second = second.unwrap_or(first);
@@ -207,12 +222,11 @@ fn halved(rgb: &[u8], width: usize) -> Vec<u8> {
             }
         }
     }
-    out
 }
 
 /// A file that is read and written at positions, by many threads.
 #[derive(Debug)]
-struct Positioned {
+pub(crate) struct Positioned {
     #[cfg(unix)]
     file: File,
     #[cfg(not(unix))]
@@ -221,33 +235,33 @@ struct Positioned {
 
 #[cfg(unix)]
 impl Positioned {
-    fn new(file: File) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         Self { file }
     }
 
-    fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, at)
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, at)
     }
 }
 
 #[cfg(not(unix))]
 impl Positioned {
-    fn new(file: File) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         Self { file: Mutex::new(file) }
     }
 
-    fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
         use io::{Read, Seek};
         let mut file = self.file.lock().expect("no holder panics");
         file.seek(io::SeekFrom::Start(at))?;
         file.read_exact(bytes)
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         use io::{Seek, Write};
         let mut file = self.file.lock().expect("no holder panics");
         file.seek(io::SeekFrom::Start(at))?;

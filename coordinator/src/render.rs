@@ -150,6 +150,9 @@ async fn run(
             (stage, left) = (at, Some((plan, guide, saved)));
         }
         Some(ResumedAt::Finished { stage: at, latent: finished, decoded: tiles }) => {
+            let total = spec.upscales.len() as u32 + 1;
+            let begin = StageBegin { stage: at, total, size: render.size(at), patches: 0, done: 0 };
+            course.progress.taken_up(begin);
             (stage, latent, decoded) = (at + 1, Some(Arc::new(finished)), tiles);
         }
     }

@@ -185,7 +185,7 @@ fn given(place: &Place, lane: Arc<Lane>, plan: PlanKind, id: &str, who: &str) ->
     let stop = CancellationToken::new();
     let (store, id, owner) = (place.store(), id.into(), owner(who));
     let (stop_after, some) = (usize::MAX, Arc::default());
-    Given { store, lane, spec: spec(plan), id, owner, options, stop, stop_after, some }
+    Given { store, lane, spec: spec(plan), id, owner, options, stop, stop_after, counts_tiles: false, some }
 }
 
 /// Stopped again and again, each time with a last checkpoint.
@@ -233,7 +233,7 @@ async fn taken_over(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected
         Attempt::Done(_, stale) => {
             assert_ne!(stale.epoch, claim.epoch);
             let outputs = noise_outputs(8);
-            let refused = place.store().put_result(&id, &stale, &outputs, Arc::new(|_, _| {})).await;
+            let refused = place.store().put_result(&id, &stale, &outputs, Arc::new(|_, _| true)).await;
             assert!(matches!(refused, Err(StoreError::Superseded { .. })), "{refused:?}");
         }
         other => panic!("{other:?}"),
@@ -363,7 +363,7 @@ async fn results(place: &Place) {
     add(&store, "results", 9).await.expect("the id is free");
     let claim = store.claim("results", &owner("somebody")).await.expect("the store is there");
     let outputs = noise_outputs(2400);
-    store.put_result("results", &claim, &outputs, Arc::new(|_, _| {})).await.expect("it is ours");
+    store.put_result("results", &claim, &outputs, Arc::new(|_, _| true)).await.expect("it is ours");
     let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(0) };
     store.set_state("results", &done).await.expect("the store is there");
     let mut found = store.result("results", Part::Picture, 2).await.unwrap().expect("it was stored");
@@ -523,7 +523,6 @@ async fn damaged_text_costs_no_patches() {
     farm.stop().await;
 }
 
-/// A picture for a base, and a first stage without guided steps.
 /// Pictures above a megapixel, which are decoded and encoded in seamless tiles: two stages of them.
 fn large_spec() -> RenderSpec {
     let large = |width, height, slider| UpscaleSpec { size: ImageSize { width, height }, slider };
@@ -550,7 +549,7 @@ async fn seamless_pictures_come_out_alike_wherever_they_were_interrupted() {
     let rendered = loop {
         let mut given =
             given(&place, lane_of(&farm).await, PlanKind::Balanced, "large", &format!("run {stops}"));
-        given.spec = spec.clone();
+        (given.spec, given.counts_tiles) = (spec.clone(), true);
         // Enough to measure and to encode, which is begun again.
         given.stop_after = 40 + draws.below(460) as usize;
         match given.attempt().await.0 {
@@ -570,6 +569,7 @@ async fn seamless_pictures_come_out_alike_wherever_they_were_interrupted() {
     assert!(decodings.len() > 1 && stops > 4, "{stops} stops, in decodings {decodings:?}");
 }
 
+/// A picture for a base, and a first stage without guided steps.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_stage_is_guided_by_the_one_before_after_an_interruption_too() {
     let farm = farm();

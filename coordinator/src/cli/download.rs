@@ -84,6 +84,9 @@ impl Download {
         match self.target {
             Target::None => Err(Failure::farm("nothing came")),
             Target::File(file) => Ok(file.finish()?),
+            Target::Tiles { file, .. } if file != ".dzi" => {
+                Err(Failure::farm(format!("the picture broke off at {file}: try again")))
+            }
             // The descriptor.
             Target::Tiles { mut sink, name, file, bytes } => {
                 put(&mut sink, &name, &file, bytes).map_err(failed)

@@ -119,6 +119,12 @@ pub(super) fn check_render(
     (files, keeps): (&FileArgs, bool),
     budget: &Budget,
 ) -> Result<(), Failure> {
+    if budget.limits_time() {
+        return Err(Failure::usage(
+            "a budget of time needs to know how fast this device is: `gigasmith estimate --measure --budget` tells; \
+             leave `time` out here",
+        ));
+    }
     let crew = Crew {
         workers: 1,
         slots: SLOTS,

@@ -20,6 +20,7 @@ use crate::output::Format;
 use crate::raster::Scratch;
 use crate::render::{Course, Progress, RenderInputs, render_from};
 use crate::request::{RenderRequest, RequestInputs, given_plans, resolve};
+use crate::sampler::tiles::VaeMode;
 use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
     self, Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Outputs, Owner, Part, Piece,
@@ -217,7 +218,11 @@ impl Keeping {
                 self.store.settle(id, &resolved.spec).await.map_err(fail)?
             }
         };
-        let now = RenderSpec { model: ModelSpec::of(model), ..asked.unwrap_or_else(|| before.clone()) };
+        let mut now = RenderSpec { model: ModelSpec::of(model), ..asked.unwrap_or_else(|| before.clone()) };
+        if before.vae == VaeMode::Auto && now.vae == VaeMode::Seamless {
+            // What was the default when it was begun.
+            now.vae = before.vae;
+        }
         self.check_settings(id, &before, &now)?;
         let claim = self.store.claim(id, &self.owner).await.map_err(fail)?;
         // Whoever had it may have come to an end meanwhile.
@@ -449,7 +454,7 @@ impl Keeping {
     async fn keep_result(&self, taken: &TakenUp, outputs: &Outputs) -> Result<(), Failure> {
         let (id, claim) = (taken.record.id.as_str(), &taken.claim);
         let keep = async {
-            self.store.put_result(id, claim, outputs, Arc::new(|_, _| {})).await?;
+            self.store.put_result(id, claim, outputs, Arc::new(|_, _| true)).await?;
             // It may have been removed while that took its time.
             self.store.check(claim).await?;
             let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(taken.record.priority) };

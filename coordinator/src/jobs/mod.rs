@@ -421,6 +421,13 @@ impl Jobs {
         Ok((live, underway))
     }
 
+    /// What is unique about a render that is done: two of one name, one after the other, differ in it.
+    pub fn finished(&self, id: &str) -> Option<String> {
+        let entries = self.entries();
+        let entry = entries.get(id).filter(|e| e.state == RenderState::Done)?;
+        Some(format!("{id} {}", entry.record.nonce))
+    }
+
     /// Where a finished render's picture lies, and where one may be read into; `None` while there is none.
     pub async fn result_object(&self, id: &str) -> Result<Option<(StoredPicture, Scratch)>, JobError> {
         let is_done = self.entries().get(id).is_some_and(|e| e.state == RenderState::Done);

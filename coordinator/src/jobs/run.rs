@@ -6,11 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 use gigasmith_proto::domain::{ModelDescription, RenderState};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::Jobs;
 use crate::farm::{Lane, LaneOptions, TaskError};
-use crate::render::{Course, Live, Progress, RenderError, RenderInputs, StageBegin, render_from};
+use crate::render::{Course, Live, Progress, RenderError, RenderInputs, Rendered, StageBegin, render_from};
 use crate::request::given_plans;
 use crate::sampler::plan::{Geometry, Plan};
 use crate::spec::RenderSpec;
@@ -180,31 +181,49 @@ async fn attempt_claimed(
     let course = Course::new(&mut progress, &mut keeper, stop);
     let mut course = course.with_scratch(store.scratch().clone()).with_live(live);
     let rendered = render_from(lane, spec, inputs, resumed, &mut course).await;
-    let closed = match &rendered {
-        // What it made is stored now; nobody will go on from its checkpoints.
-        Ok(_) => {
-            drop(keeper);
-            Closed::Kept
+    let stored = match rendered {
+        Ok(rendered) => {
+            progress.phase("storing the picture");
+            store_result(jobs, id, (spec, patch_side), (record, claim), rendered).await
         }
-        Err(_) => keeper.close(LAST_CHECKPOINT).await,
+        Err(error) => Err(error.into()),
     };
-    match closed {
+    if stored.is_ok() {
+        // Nobody will go on from its checkpoints.
+        return Ok(());
+    }
+    match keeper.close(LAST_CHECKPOINT).await {
         Closed::Kept => {}
         Closed::Late(reason) => tracing::warn!(id, reason, "the last checkpoint is missing"),
         Closed::Lost(error) => return Err(error.into()),
     }
-    progress.phase("storing the picture");
-    let rendered = rendered?;
+    stored
+}
+
+/// Stores what a render made, for as long as that takes.
+async fn store_result(
+    jobs: &Jobs,
+    id: &str,
+    (spec, patch_side): (&RenderSpec, usize),
+    (record, claim): (RenderRecord, &Claim),
+    rendered: Rendered,
+) -> Result<(), Ended> {
+    let store = &jobs.0.store;
     let (spec, format, scratch) = (spec.clone(), record.request.format, store.scratch().clone());
     let outputs =
         tokio::task::spawn_blocking(move || Outputs::of(&rendered, &spec, patch_side, (format, &scratch)));
     let outputs = outputs.await.map_err(|e| e.to_string()).flatten();
     let outputs = outputs.map_err(|e| Ended::Failed(format!("writing the picture failed: {e}")))?;
+    // What is beside us ends when we do: cancelled, or with the coordinator.
+    let ending = CancellationToken::new();
+    let _ends = ending.clone().drop_guard();
     let (told, named) = (jobs.clone(), id.to_owned());
     let told: Told = Arc::new(move |done, all| {
-        if done % TOLD_EVERY == 0 || done == all {
+        let goes_on = !ending.is_cancelled();
+        if goes_on && (done % TOLD_EVERY == 0 || done == all) {
             told.update(&named, |entry| entry.tiles(done, all));
         }
+        goes_on
     });
     patiently(jobs, id, || store.put_result(id, claim, &outputs, told.clone())).await
 }
@@ -213,7 +232,7 @@ async fn attempt_claimed(
 /// ours for the same.
 fn first_version() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.map_or(0, |since| since.as_secs())
+    now.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// A task that ends with its owner.
@@ -286,6 +305,10 @@ struct JobProgress<'a> {
 }
 
 impl Progress for JobProgress<'_> {
+    fn taken_up(&mut self, begin: StageBegin) {
+        self.stage(begin);
+    }
+
     fn stage(&mut self, begin: StageBegin) {
         self.counted = begin.done as u64;
         let later: u64 = self.per_stage.iter().skip(begin.stage as usize + 1).sum();

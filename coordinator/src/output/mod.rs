@@ -112,6 +112,7 @@ impl PartFile {
     pub fn create(path: &Path) -> Result<Self, WriteError> {
         let attempt = || -> io::Result<Self> {
             let path = destination(path)?;
+            sweep(&path);
             let file = io::BufWriter::with_capacity(1 << 20, beside(&path)?);
             Ok(Self { path, file })
         };
@@ -194,10 +195,33 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What a file's temporary names begin with, and end with.
+fn part_names(path: &Path) -> (String, &'static str) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    (format!(".{name}.gigasmith-"), ".part")
+}
+
+/// Removes what an earlier attempt at this file left when it was killed. A day old, it is nobody's.
+fn sweep(path: &Path) {
+    const OLD: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+    let (prefix, suffix) = part_names(path);
+    let Ok(entries) = std::fs::read_dir(folder_of(path)) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_part = name.to_str().is_some_and(|n| n.starts_with(&prefix) && n.ends_with(suffix));
+        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
+        if is_part && age.is_some_and(|age| age > OLD) {
+            // Then it stays.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let folder = folder_of(path);
+    let (prefix, suffix) = part_names(path);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".gigasmith-").suffix(".part");
+    builder.prefix(&prefix).suffix(suffix);
     // Files of this kind are private by default; a picture is as public as any new file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

@@ -34,6 +34,10 @@ pub trait Progress: Send {
     fn stage(&mut self, begin: StageBegin) {
         let _ = begin;
     }
+    /// A stage is taken up whose patches are all done: it is decoded next.
+    fn taken_up(&mut self, begin: StageBegin) {
+        let _ = begin;
+    }
     /// So many of the stage's patches are done.
     fn patches(&mut self, done: usize) {
         let _ = done;

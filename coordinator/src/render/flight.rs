@@ -49,7 +49,12 @@ impl<'a, T: Send + 'static> Flight<'a, T> {
     /// Whether another task is worth preparing: enough for every worker to find its next ones waiting,
     /// and no more, because a prepared task takes memory.
     pub(super) fn has_room(&self) -> bool {
-        self.tasks.len() < 2 * self.lane.slots().max(1)
+        self.tasks.len() < self.room()
+    }
+
+    /// Tasks that are prepared or under way at most.
+    pub(super) fn room(&self) -> usize {
+        2 * self.lane.slots().max(1)
     }
 
     pub(super) fn send(&mut self, task: impl Future<Output = Result<T, RenderError>> + Send + 'static) {

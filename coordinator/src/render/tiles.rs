@@ -1,5 +1,6 @@
 //! Tiles of a picture on the farm: what is asked of workers, and the statistics that tiles share.
 
+use std::iter::Peekable;
 use std::sync::Arc;
 
 use gigasmith_proto::domain::{
@@ -17,6 +18,9 @@ use crate::sampler::resize::Resize;
 use crate::sampler::tiles::pool::{ROUNDS, pool, samples};
 use crate::sampler::tiles::{Cut, Network, Tiling, VaeMode};
 use crate::sampler::units::{ImageSize, LatentSize, Window};
+
+/// Rows of tiles that may be asked for beyond the one that is joined next.
+const AHEAD: usize = 2;
 
 /// A picture as it will be once it is enlarged: any part of it can be had without the rest.
 #[derive(Debug, Clone)]
@@ -120,6 +124,7 @@ impl<'a> Passage<'a> {
         if self.norms.is_some() || !self.is_seamless || self.tiling.len() == 1 || network.groups(model) == 0 {
             return Ok(());
         }
+        progress.phase("measuring");
         let samples = samples(network, self.input.size(model), model);
         let total = ROUNDS * samples.len();
         let mut norms: Option<Arc<Array>> = None;
@@ -127,8 +132,8 @@ impl<'a> Passage<'a> {
             let mut found: Vec<Option<Array>> = vec![None; samples.len()];
             let asked = |i: usize| (samples[i].window, self.rules(&norms, Wanted::Norms, samples[i].part));
             let mut flight = Flight::new(&self.sampling.lane);
-            let mut next = 0..samples.len();
-            while let Some((i, measured)) = self.next(&mut flight, &mut next, &asked).await? {
+            let (mut next, all) = ((0..samples.len()).peekable(), samples.len());
+            while let Some((i, measured)) = self.next(&mut flight, (&mut next, all), &asked).await? {
                 found[i] = Some(measured);
                 let done = round * samples.len() + found.iter().flatten().count();
                 progress.tiles(done, total);
@@ -147,25 +152,29 @@ impl<'a> Passage<'a> {
     }
 
     /// Keeps tiles in flight, and returns the next answer with its position; `None` when all are answered.
-    /// Dropping the future loses no answer.
+    /// `joined`: rows of tiles that are joined. Results of later ones wait in memory for a tile that is late,
+    /// so none is asked for that lies far ahead. Dropping the future loses no answer.
     pub(super) async fn next_tile(
         &self,
         flight: &mut Flight<'_, (usize, TaskResult)>,
-        next: &mut (impl Iterator<Item = usize> + Send),
+        next: &mut Peekable<impl Iterator<Item = usize> + Send>,
+        joined: usize,
     ) -> Result<Option<(usize, Array)>, RenderError> {
+        let columns = self.tiling.len() / self.tiling.rows();
+        let limit = joined * columns + AHEAD * columns + flight.room();
         let asked =
             |i: usize| (self.tiling.window(i), self.rules(&self.norms, Wanted::Values, self.tiling.part(i)));
-        self.next(flight, next, &asked).await
+        self.next(flight, (next, limit), &asked).await
     }
 
     async fn next(
         &self,
         flight: &mut Flight<'_, (usize, TaskResult)>,
-        next: &mut (impl Iterator<Item = usize> + Send),
+        (next, limit): (&mut Peekable<impl Iterator<Item = usize> + Send>, usize),
         asked: &(impl Fn(usize) -> (Window, TileRules) + Sync),
     ) -> Result<Option<(usize, Array)>, RenderError> {
         while flight.has_room() {
-            let Some(position) = next.next() else { break };
+            let Some(position) = next.next_if(|position| *position < limit) else { break };
             let ((window, rules), input) = (asked(position), self.input.clone());
             let (lane, stage, cores) = (self.sampling.lane.clone(), self.stage, self.cores.clone());
             flight.send(async move {

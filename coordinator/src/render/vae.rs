@@ -82,8 +82,9 @@ impl Sampling {
     async fn through(&self, passage: &Passage<'_>) -> Result<Array, RenderError> {
         let mut results: Vec<Option<Array>> = vec![None; passage.tiling.len()];
         let mut flight = Flight::new(&self.lane);
-        let mut next = 0..results.len();
-        while let Some((i, tile)) = passage.next_tile(&mut flight, &mut next).await? {
+        let (mut next, rows) = ((0..results.len()).peekable(), passage.tiling.rows());
+        // All of them are kept.
+        while let Some((i, tile)) = passage.next_tile(&mut flight, &mut next, rows).await? {
             results[i] = Some(tile);
         }
         Ok(at_leisure(|| {
@@ -100,15 +101,15 @@ impl Sampling {
         course: &mut Course<'_>,
     ) -> Result<Array, RenderError> {
         let mut passage = Passage::new(self, stage, mode, Input::Picture(picture));
-        course.progress.phase("measuring");
         passage.measure(course.progress).await?;
         course.progress.phase("encoding");
         let LatentSize { height, width } = passage.tiling.size();
         let mut latent = Array::zeros([self.model().latent_channels as usize, height, width]);
         let mut joiner = Joiner::new(passage.tiling.clone());
         let mut flight = Flight::new(&self.lane);
-        let (total, mut next, mut top) = (passage.tiling.len(), 0..passage.tiling.len(), 0);
-        while let Some((i, tile)) = passage.next_tile(&mut flight, &mut next).await? {
+        let (total, mut top) = (passage.tiling.len(), 0);
+        let mut next = (0..total).peekable();
+        while let Some((i, tile)) = passage.next_tile(&mut flight, &mut next, joiner.rows()).await? {
             at_leisure(|| {
                 for band in joiner.add(i, Arc::new(tile)) {
                     sample_rows(&mut latent, top, &band.to_array(), noise, self.model().scaling_factor);
@@ -133,7 +134,6 @@ impl Sampling {
         let mut passage = Passage::new(self, stage, mode, Input::Latent(latent.clone()));
         let SavedDecoding { raster, bands, tails, waiting, norms } = decoded;
         passage.norms = norms;
-        course.progress.phase("measuring");
         passage.measure(course.progress).await?;
         course.progress.phase("decoding");
         let (_, height, width) = latent.chw().expect("a latent has three axes");
@@ -153,7 +153,7 @@ impl Sampling {
         }
         let missing: Vec<usize> = joiner.missing().collect();
         let total = passage.tiling.len();
-        let mut next = missing.into_iter();
+        let mut next = missing.into_iter().peekable();
         let point = |joiner: &Joiner, state: &Decoding| Point {
             conditioning: self.conditioning.1.clone(),
             stage,
@@ -179,7 +179,7 @@ impl Sampling {
                     course.journal.note(point(&joiner, &state));
                     return Err(RenderError::Stopped);
                 }
-                tile = passage.next_tile(&mut flight, &mut next) => {
+                tile = passage.next_tile(&mut flight, &mut next, joiner.rows()) => {
                     let tile = tile.inspect_err(|_| course.journal.note(point(&joiner, &state)))?;
                     let Some((i, tile)) = tile else { break };
                     let rows = at_leisure(|| state.take_in(joiner.add(i, Arc::new(tile))))?;

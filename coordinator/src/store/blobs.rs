@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gigasmith_proto::domain::{Array, Conditioning};
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -45,6 +46,18 @@ pub(super) enum Blob {
 }
 
 impl Blob {
+    /// How many bytes it has.
+    fn size(&self) -> u64 {
+        let values = |channels: usize, window: &Window| 4 * (channels * window.area()) as u64;
+        match self {
+            Self::Values(array) => 4 * array.data().len() as u64,
+            Self::Part(array, window) => values(array.shape()[0], window),
+            Self::Guide(rules, window) => values(rules.channels(), window),
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Rows(_, rect) => 3 * rect.area() as u64,
+        }
+    }
+
     fn bytes(&self) -> std::io::Result<Vec<u8>> {
         let values = |array: &Array| array.data().iter().flat_map(|v| v.to_le_bytes()).collect();
         Ok(match self {
@@ -140,6 +153,8 @@ impl RenderStore {
     }
 
     async fn write_blob(&self, id: &str, known: &Known, blob: Blob) -> Result<(BlobId, u64), StoreError> {
+        // Rows of a large picture are tens of megabytes each.
+        let _room = self.room_for(blob.size()).await;
         let made = tokio::task::spawn_blocking(move || {
             let bytes = blob.bytes()?;
             Ok::<_, std::io::Error>((BlobId::of(&bytes), bytes))
@@ -181,6 +196,11 @@ impl RenderStore {
         checked.ok_or_else(|| damaged("its bytes are not those that its name says"))
     }
 
+    /// An object's size; 0 where that cannot be told.
+    async fn size_of(&self, path: &Path) -> u64 {
+        self.objects.head(path).await.map_or(0, |found| found.size)
+    }
+
     /// The same, tried a few times: one failure among hundreds must not mean beginning again.
     async fn read_blob_patiently(&self, id: &str, blob: BlobId) -> Result<Vec<u8>, StoreError> {
         for pause in READ_PAUSES {
@@ -204,11 +224,15 @@ impl RenderStore {
             while flying.len() < AT_A_TIME {
                 let Some((key, blob)) = waiting.next() else { break };
                 let (store, id) = (self.clone(), id.to_owned());
-                flying.spawn(async move { (key, blob, store.read_blob_patiently(&id, blob).await) });
+                flying.spawn(async move {
+                    let size = store.size_of(&store.blob_path(&id, &blob)).await;
+                    let room = store.room_for(size).await;
+                    (key, blob, store.read_blob_patiently(&id, blob).await, room)
+                });
             }
             match flying.join_next().await {
                 None => return Ok(()),
-                Some(Ok((key, blob, bytes))) => take(key, blob, bytes?)?,
+                Some(Ok((key, blob, bytes, _room))) => take(key, blob, bytes?)?,
                 Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
             }
         }

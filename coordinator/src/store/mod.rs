@@ -55,6 +55,7 @@ use bytes::Bytes;
 use gigasmith_proto::domain::{Array, Identifier};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use claim::{Claim, Owner};
 pub use inventory::{Inventory, Standing};
@@ -190,19 +191,34 @@ pub struct RenderStore {
     folder: Option<PathBuf>,
     /// Where pictures under way lie.
     scratch: Scratch,
+    /// Megabytes of blobs that may be in memory at a time.
+    room: Arc<Semaphore>,
+}
+
+/// See [`RenderStore::room`].
+const ROOM: u32 = 96;
+
+fn room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(ROOM as usize))
 }
 
 impl RenderStore {
+    /// Waits until so many bytes more may be in memory.
+    async fn room_for(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let megabytes = (bytes >> 20).clamp(1, ROOM.into()) as u32;
+        self.room.clone().acquire_many_owned(megabytes).await.expect("it is never closed")
+    }
+
     /// Renders below `root` of an object store.
     pub fn new(objects: Arc<dyn ObjectStore>, root: Path) -> Self {
-        Self { objects, root, folder: None, scratch: Scratch::default() }
+        Self { objects, root, folder: None, scratch: Scratch::default(), room: room() }
     }
 
     /// Renders in a folder.
     fn in_folder(objects: Arc<dyn ObjectStore>, folder: PathBuf) -> Self {
         // What is large enough for pictures is large enough for those under way.
         let scratch = Scratch::new(&folder);
-        Self { objects, root: Path::default(), folder: Some(folder), scratch }
+        Self { objects, root: Path::default(), folder: Some(folder), scratch, room: room() }
     }
 
     /// Pictures under way lie elsewhere.

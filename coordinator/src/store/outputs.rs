@@ -4,8 +4,8 @@
 //! folder once, and sent from there to wherever it is wanted; Deep Zoom's tiles go to the store one by one,
 //! the descriptor last, so that one who finds it finds everything.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::collections::VecDeque;
+use std::io::{self, Write};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -17,26 +17,37 @@ use object_store::{ObjectStoreExt, WriteMultipart};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::{Stream, StreamExt};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Claim, PARTS_AT_A_TIME, RenderStore, SMALL, StoreError};
 use crate::output::{
-    DziSink, Embedded, Format, Kind, Settings, WriteError, encode_latents, write_atomically, write_dzi,
-    write_file, write_picture,
+    DziSink, Embedded, Format, Kind, Settings, WriteError, encode_latents, files_folder, notes_path,
+    write_atomically, write_dzi, write_file, write_picture,
 };
-use crate::raster::{Levels, Scratch};
+use crate::raster::{Levels, Positioned, Scratch};
 use crate::render::Rendered;
 use crate::sampler::plan::PlanFile;
 use crate::spec::RenderSpec;
 use crate::view::StoredPicture;
 
+/// Tiles that are sent between two looks whether somebody newer has taken over.
+const TILES_PER_LOOK: u64 = 512;
 /// Tiles on their way to the store at a time.
 const TILES_AT_A_TIME: usize = 32;
 /// What a picture is called in the store, without its ending.
 const RESULT: &str = "result";
 const KINDS: [Kind; 3] = [Kind::Png, Kind::Tif, Kind::Dzi];
 
-/// Told how far writing is: parts done, and all.
-pub type Told = Arc<dyn Fn(u64, u64) + Send + Sync>;
+/// Told how far writing is: parts done, and all. Whether it goes on.
+pub type Told = Arc<dyn Fn(u64, u64) -> bool + Send + Sync>;
+
+/// Ends writing when nobody wants it any more.
+fn goes_on(told: &Told, done: u64, all: u64) -> io::Result<()> {
+    match told(done, all) {
+        true => Ok(()),
+        false => Err(io::Error::other("nobody wants it any more")),
+    }
+}
 
 /// What a render made.
 #[derive(Clone)]
@@ -50,7 +61,22 @@ pub struct Outputs {
     plans: Bytes,
     scratch: Scratch,
     /// The picture's file, once it was needed.
-    file: Arc<Mutex<Option<Arc<File>>>>,
+    file: Arc<Mutex<Option<Arc<Whole>>>>,
+}
+
+/// A file that is complete.
+#[derive(Debug)]
+struct Whole {
+    file: Positioned,
+    length: u64,
+}
+
+impl Whole {
+    fn part(&self, at: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; (self.length - at).min(SMALL as u64) as usize];
+        self.file.read(at, &mut bytes)?;
+        Ok(bytes)
+    }
 }
 
 impl std::fmt::Debug for Outputs {
@@ -121,14 +147,16 @@ impl Outputs {
         }
         let file = self.file(written).map_err(|e| WriteError::new(path, self.scratch.explain(&e)))?;
         write_atomically(path, |out| {
-            let mut from: &File = &file;
-            from.seek(SeekFrom::Start(0))?;
-            io::copy(&mut from, out).map(drop)
+            for at in (0..file.length).step_by(SMALL) {
+                out.write_all(&file.part(at)?)?;
+                written(at / SMALL as u64, file.length / SMALL as u64)?;
+            }
+            Ok(())
         })
     }
 
     /// The picture as a file, written once.
-    fn file(&self, written: &mut dyn FnMut(u64, u64) -> io::Result<()>) -> io::Result<Arc<File>> {
+    fn file(&self, written: &mut dyn FnMut(u64, u64) -> io::Result<()>) -> io::Result<Arc<Whole>> {
         let mut known = self.file.lock().expect("no holder panics");
         if let Some(file) = &*known {
             return Ok(file.clone());
@@ -137,7 +165,8 @@ impl Outputs {
         let mut buffered = io::BufWriter::with_capacity(1 << 20, &file);
         write_file(&mut buffered, &*self.picture, &self.embedded, self.format, written)?;
         buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
-        Ok(known.insert(Arc::new(file)).clone())
+        let length = file.metadata()?.len();
+        Ok(known.insert(Arc::new(Whole { file: Positioned::new(file), length })).clone())
     }
 }
 
@@ -197,22 +226,48 @@ impl RenderStore {
         }
         self.write(&self.path(id, "result-plan.json"), result.plans.clone()).await?;
         match result.format.kind {
-            Kind::Dzi => self.put_tiles(id, result, told).await?,
+            Kind::Dzi => self.put_tiles(id, claim, result, told).await?,
             kind => {
                 let making = result.clone();
                 let made = tokio::task::spawn_blocking(move || {
-                    making.file(&mut |done, total| {
-                        told(done, total);
-                        Ok(())
-                    })
+                    making.file(&mut |done, total| goes_on(&told, done, total))
                 });
                 let made = made.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
                 let file = made.map_err(StoreError::Scratch)?;
-                self.write_file(&self.result_path(id, kind), file).await?;
+                self.write_file(&self.result_path(id, kind), claim, file).await?;
             }
         }
+        self.check(claim).await?;
         for other in KINDS.into_iter().filter(|k| *k != result.format.kind) {
             self.delete(&self.result_path(id, other)).await?;
+        }
+        if result.format.kind != Kind::Dzi {
+            self.delete_tiles(id, |_| true).await?;
+            self.delete(&self.path(id, &notes_path(RESULT))).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes tiles of an earlier picture.
+    async fn delete_tiles(&self, id: &str, is_old: impl Fn(&str) -> bool) -> Result<(), StoreError> {
+        let prefix = self.path(id, &files_folder(RESULT));
+        let mut listed = self.objects.list(Some(&prefix));
+        let mut old = Vec::new();
+        while let Some(found) = listed.next().await {
+            let found = found.map_err(|source| StoreError::Store { path: prefix.to_string(), source })?;
+            old.extend(Some(found.location).filter(|path| path.filename().is_some_and(&is_old)));
+        }
+        drop(listed);
+        let mut going = JoinSet::new();
+        for path in old {
+            while going.len() >= TILES_AT_A_TIME {
+                landed(going.join_next().await)?;
+            }
+            let store = self.clone();
+            going.spawn(async move { store.delete(&path).await });
+        }
+        while !going.is_empty() {
+            landed(going.join_next().await)?;
         }
         Ok(())
     }
@@ -221,21 +276,14 @@ impl RenderStore {
         self.path(id, &format!("{RESULT}.{}", kind.extension()))
     }
 
-    /// Writes an object from a file, in parts.
-    async fn write_file(&self, path: &ObjectPath, file: Arc<File>) -> Result<(), StoreError> {
+    /// Writes an object from a file, in parts; it is not there before the last of them.
+    async fn write_file(&self, path: &ObjectPath, claim: &Claim, file: Arc<Whole>) -> Result<(), StoreError> {
         let fail = |source| StoreError::Store { path: path.to_string(), source };
-        let length = file.metadata().map_err(StoreError::Scratch)?.len();
+        let length = file.length;
         let part = |at: u64| {
             let file = file.clone();
-            let read = move || {
-                let mut bytes = vec![0; (length - at).min(SMALL as u64) as usize];
-                let mut file: &File = &file;
-                file.seek(SeekFrom::Start(at))?;
-                file.read_exact(&mut bytes)?;
-                Ok::<_, io::Error>(Bytes::from(bytes))
-            };
-            async {
-                let read = tokio::task::spawn_blocking(read).await;
+            async move {
+                let read = tokio::task::spawn_blocking(move || file.part(at).map(Bytes::from)).await;
                 read.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
                     .map_err(StoreError::Scratch)
             }
@@ -259,31 +307,42 @@ impl RenderStore {
                 }
             }
         }
+        // That took its time: somebody newer may have come.
+        if let Err(error) = self.check(claim).await {
+            let _ = parts.abort().await;
+            return Err(error);
+        }
         // Aborts by itself what it cannot finish.
         parts.finish().await.map(|_| ()).map_err(fail)
     }
 
     /// Stores a picture as Deep Zoom.
-    async fn put_tiles(&self, id: &str, result: &Outputs, told: Told) -> Result<(), StoreError> {
-        // Whoever looks at an older one must not find the new one's tiles.
+    async fn put_tiles(
+        &self,
+        id: &str,
+        claim: &Claim,
+        result: &Outputs,
+        told: Told,
+    ) -> Result<(), StoreError> {
+        // Whoever looks at an older one must not find the new one's tiles, nor find older ones among the new.
         self.delete(&self.result_path(id, Kind::Dzi)).await?;
+        let extension = format!(".{}", result.format.dzi().format.extension());
+        self.delete_tiles(id, |name| !name.ends_with(&extension)).await?;
         let (sender, mut parts) = mpsc::channel::<(String, Bytes)>(4);
         let making = result.clone();
         let made = tokio::task::spawn_blocking(move || {
             let mut sink = Queue(sender);
-            let mut written = |done, total| {
-                told(done, total);
-                Ok(())
-            };
+            let mut written = |done, total| goes_on(&told, done, total);
             let options = making.format.dzi();
             write_dzi(&mut sink, RESULT, &*making.picture, &making.embedded, options, &mut written)
         });
         let (mut flying, mut last) = (JoinSet::new(), None);
-        let landed = |done: Option<Result<Result<(), StoreError>, tokio::task::JoinError>>| match done {
-            Some(done) => done.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())),
-            None => Ok(()),
-        };
+        let mut sent = 0;
         while let Some((path, bytes)) = parts.recv().await {
+            sent += 1;
+            if sent % TILES_PER_LOOK == 0 {
+                self.check(claim).await?;
+            }
             let path = self.path(id, &path);
             if path == self.result_path(id, Kind::Dzi) {
                 last = Some((path, bytes));
@@ -302,6 +361,7 @@ impl RenderStore {
         drop(parts);
         let made = made.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         made.map_err(StoreError::Scratch)?;
+        self.check(claim).await?;
         match last {
             Some((path, bytes)) => self.write(&path, bytes).await,
             None => Err(StoreError::Scratch(io::Error::other("the descriptor is missing"))),
@@ -389,23 +449,37 @@ impl RenderStore {
         let (sender, receiver) = mpsc::channel(4);
         let store = self.clone();
         tokio::spawn(async move {
-            for (path, file) in files {
-                let bytes = match store.get(&path).await {
-                    Ok(Some(bytes)) => Ok(Piece { file, bytes: bytes.into() }),
-                    Ok(None) => {
-                        let reason = "it is missing".to_owned();
-                        Err(StoreError::Damaged { path: path.to_string(), reason })
-                    }
-                    Err(error) => Err(error),
-                };
-                let failed = bytes.is_err();
-                if sender.send(bytes).await.is_err() || failed {
+            // Asked for many at a time, given in their order.
+            let (mut files, mut asked) = (files.into_iter(), VecDeque::new());
+            loop {
+                while asked.len() < TILES_AT_A_TIME {
+                    let Some((path, file)) = files.next() else { break };
+                    let store = store.clone();
+                    asked.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
+                        let missing =
+                            || StoreError::Damaged { path: path.to_string(), reason: "it is missing".into() };
+                        let bytes = store.get(&path).await?.ok_or_else(missing)?;
+                        Ok(Piece { file, bytes: bytes.into() })
+                    })));
+                }
+                let Some(next) = asked.pop_front() else { return };
+                let piece = next.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+                let failed = piece.is_err();
+                if sender.send(piece).await.is_err() || failed {
                     return;
                 }
             }
         });
         let pieces = Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver));
         Ok(Fetched { kind: Some(Kind::Dzi), total, pieces })
+    }
+}
+
+/// What came of something that was sent.
+fn landed(done: Option<Result<Result<(), StoreError>, tokio::task::JoinError>>) -> Result<(), StoreError> {
+    match done {
+        Some(done) => done.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())),
+        None => Ok(()),
     }
 }
 

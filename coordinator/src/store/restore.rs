@@ -213,7 +213,7 @@ impl RenderStore {
         if let ManifestAt::Decoding { bands, .. } = &manifest.at {
             let raster = Raster::create(size, &self.scratch).map_err(StoreError::Scratch)?;
             parts.rows = (0..=bands.len()).map(|rows| tiling.finished(rows) as u32).collect();
-            parts.raster = Some(raster);
+            parts.raster = Some(Arc::new(raster));
         }
         self.read_blobs(id, blobs, |place, blob, bytes| {
             found.blobs.insert(blob);
@@ -223,7 +223,13 @@ impl RenderStore {
             put.ok_or_else(|| StoreError::Damaged { path: path(), reason: reason() })
         })
         .await?;
-        parts.finish().map_err(StoreError::Scratch)?;
+        let (finished, raster) = (parts.rows.last().copied(), parts.raster.clone());
+        if let (Some(raster), Some(end)) = (raster, finished) {
+            // The pyramid of what is there: gigabytes, perhaps.
+            let built = tokio::task::spawn_blocking(move || raster.finish(end)).await;
+            let built = built.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+            built.map_err(StoreError::Scratch)?;
+        }
         // Every checkpoint has the same text: should it be damaged, it is encoded again.
         let (conditioning, remark) = match self.conditioning(id, &manifest, found).await {
             Ok(conditioning) => (Some(conditioning), None),
@@ -315,7 +321,7 @@ struct Parts {
     tail_shapes: Vec<[usize; 3]>,
     tile_shapes: Vec<[usize; 3]>,
     norms_shape: Option<[usize; 3]>,
-    raster: Option<Raster>,
+    raster: Option<Arc<Raster>>,
     /// Where bands begin, and where the last ends, in rows of pixels.
     rows: Vec<u32>,
     norms: Option<Array>,
@@ -394,14 +400,6 @@ impl Parts {
         Ok(self.put_values(place, &bytes))
     }
 
-    /// Everything is there.
-    fn finish(&self) -> std::io::Result<()> {
-        match (&self.raster, self.rows.last()) {
-            (Some(raster), Some(&end)) => raster.finish(end),
-            _ => Ok(()),
-        }
-    }
-
     fn put_values(&mut self, place: Place, bytes: &[u8]) -> Option<()> {
         let shaped = |window: Window| blobs::values(&[self.channels, window.height, window.width], bytes);
         match place {
@@ -447,7 +445,7 @@ impl Parts {
                     |ends: &[u32]| PixelRect { top: ends[0], left: 0, height: ends[1] - ends[0], width };
                 let decoded = SavedDecoding {
                     bands: self.rows.windows(2).map(band).collect(),
-                    raster: self.raster.map(Arc::new),
+                    raster: self.raster,
                     norms: self.norms.map(Arc::new),
                     tails: self.tails.into_values().collect(),
                     waiting: positions.zip(tiles).collect(),

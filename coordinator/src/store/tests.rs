@@ -85,7 +85,7 @@ async fn inputs_stages_and_results_come_back_and_damage_is_named() {
             let picture = Arc::new(Memory::noise(width, 2000));
             let format = Format::new(kind, Some(Quality::Lossless)).unwrap();
             let outputs = Outputs::new(picture.clone(), embedded(), (format, &Scratch::default()));
-            store.put_result("r1", &claim, &outputs, Arc::new(|_, _| {})).await.unwrap();
+            store.put_result("r1", &claim, &outputs, Arc::new(|_, _| true)).await.unwrap();
             assert_eq!(store.result_kind("r1").await.unwrap(), Some(kind));
             let mut fetched = store.result("r1", Part::Picture, 2).await.unwrap().unwrap();
             let mut files: Vec<(String, Vec<u8>)> = Vec::new();

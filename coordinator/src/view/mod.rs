@@ -6,7 +6,6 @@ mod dzi;
 mod levels;
 mod objects;
 mod open;
-mod shrink;
 mod tiff;
 mod tiff_levels;
 

@@ -31,6 +31,7 @@ pub async fn open(text: &str, scratch: &Scratch) -> Result<Opened, ViewError> {
     let kind = Format::of(Path::new(text), None).map(|format| format.kind).map_err(|_| {
         ViewError::Unreadable(format!("{text} does not end in .dzi, .tif, .tiff or .png: these are shown"))
     })?;
+    let text = text.strip_prefix("file://").unwrap_or(text);
     if text.contains("://") {
         return Ok(Opened { picture: open_object(stored(text, kind)?, scratch.clone()).await?, bytes: None });
     }

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tiff::decoder::Decoder;
 
 use super::dzi::name_of;
-use super::shrink::halve;
 use super::tiff_levels::{Chunk, FileLevel, Shared, find_levels, unreadable};
 use super::{Description, TileSource, ViewError};
 use crate::output::{TiffText, encode_jpeg};
+use crate::raster::halve;
 use crate::sampler::units::{ImageSize, PixelRect};
 
 /// Of tiles on their way to the viewer.
@@ -117,7 +117,7 @@ impl TiffSource {
                 height: (2 * rows).min(finer.height - 2 * top),
             };
             let pixels = self.region(halvings - 1, source)?;
-            halve(&pixels, ImageSize { width: source.width, height: source.height }, &mut rgb);
+            halve(&pixels, source.width as usize, &mut rgb);
         }
         Ok(rgb)
     }

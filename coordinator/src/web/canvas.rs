@@ -28,7 +28,7 @@ pub(super) async fn canvas(
     let Some((live, glance)) = glance else {
         return match pictures.get(jobs, id).await? {
             None => Ok(Value::Null),
-            Some(picture) => Ok(finished(id, &*picture)),
+            Some((version, picture)) => Ok(finished(id, version, &*picture)),
         };
     };
     let dirty = match *seen {
@@ -82,15 +82,30 @@ fn place(live: &Live, task: &Underway) -> Option<Value> {
     }))
 }
 
+/// Versions of finished pictures, which stand for one render and no later one of its name: numbers that every
+/// browser counts exactly, beyond those of renders under way.
+const FINISHED: u64 = 1 << 52;
+
+/// Whether a version is a finished picture's.
+pub(super) fn is_finished(version: u64) -> bool {
+    version >= FINISHED
+}
+
+/// The version of a finished picture, from what is unique about its render.
+pub(super) fn finished_version(unique: &str) -> u64 {
+    let hash = blake3::hash(unique.as_bytes());
+    let number = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight bytes"));
+    FINISHED | (number >> 13)
+}
+
 /// A finished picture that lies in the store.
-fn finished(id: &str, picture: &dyn TileSource) -> Value {
+fn finished(id: &str, version: u64, picture: &dyn TileSource) -> Value {
     let described = picture.describe();
     json!({
-        // Nothing else of this render was ever shown under it.
-        "version": 0, "kind": "picture", "stage": 0, "stages": 0,
+        "version": version, "kind": "picture", "stage": 0, "stages": 0,
         "width": described.width, "height": described.height,
         "tile_size": described.tile_size, "max_level": described.max_level, "overlap": described.overlap,
-        "tiles": format!("/api/renders/{id}/tiles/0/{{level}}/{{x}}_{{y}}"),
+        "tiles": format!("/api/renders/{id}/tiles/{version}/{{level}}/{{x}}_{{y}}"),
         "changed": 0, "dirty": null, "steps": 0, "cells": null, "in_flight": [],
     })
 }
@@ -104,12 +119,13 @@ pub(super) async fn tile(
     (column, row): (u32, u32),
 ) -> Result<(Vec<u8>, &'static str), Problem> {
     let missing = || Problem::missing(format!("there is no tile {column},{row} in level {level}"));
-    if version > 0 {
+    if !is_finished(version) {
         let (live, _) = jobs.look(id).await.map_err(Problem::missing)?;
         let live = live.ok_or_else(missing)?;
         return blocking(move || live_tile(&live, version, level, (column, row))).await.ok_or_else(missing);
     }
-    let picture = pictures.get(jobs, id).await?.ok_or_else(missing)?;
+    let picture = pictures.get(jobs, id).await?;
+    let (_, picture) = picture.filter(|(known, _)| *known == version).ok_or_else(missing)?;
     match blocking(move || picture.tile(level, column, row)).await {
         Ok(tile) => Ok(tile),
         Err(ViewError::NoSuchTile { .. }) => Err(missing()),

@@ -19,7 +19,13 @@ pub(super) fn stream<F: Future<Output = Option<Value>> + Send>(
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut last = String::new();
-        while let Some(value) = next().await {
+        loop {
+            let value = tokio::select! {
+                value = next() => value,
+                // Nobody listens any more.
+                () = sender.closed() => return,
+            };
+            let Some(value) = value else { return };
             let text = value.to_string();
             if !value.is_null() && text != last {
                 last.clone_from(&text);

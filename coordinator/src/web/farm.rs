@@ -26,6 +26,8 @@ use crate::store::Part;
 /// Between two states that the pages are told, and between two canvases.
 const STATE_EVERY: Duration = Duration::from_millis(500);
 const CANVAS_EVERY: Duration = Duration::from_millis(500);
+/// How long a picture that cannot be shown is left alone.
+const TROUBLE: Duration = Duration::from_secs(10);
 
 /// What the pages of a coordinator show.
 #[derive(Clone)]
@@ -128,8 +130,11 @@ async fn state_events(State(pages): State<FarmPages>) -> impl IntoResponse {
         async move {
             let (receiver, is_first) = &mut *listening.lock().await;
             if std::mem::take(is_first) {
+                let now = status::state(&pages.jobs, &pages.farm).await;
+                // What comes next is compared with this, for everybody.
+                pages.state.send_replace(now.clone());
                 receiver.mark_unchanged();
-                return Some(status::state(&pages.jobs, &pages.farm).await);
+                return Some(now);
             }
             receiver.changed().await.ok()?;
             let now = receiver.borrow_and_update().clone();
@@ -156,7 +161,16 @@ async fn canvas_events(
         let (pages, id, seen) = (pages.clone(), id.clone(), seen.clone());
         async move {
             let seen = &mut *seen.lock().await;
-            canvas::canvas(&pages.jobs, &pages.pictures, &id, seen).await.ok()
+            match canvas::canvas(&pages.jobs, &pages.pictures, &id, seen).await {
+                Ok(canvas) => Some(canvas),
+                // It was removed.
+                Err(problem) if problem.0 == StatusCode::NOT_FOUND => None,
+                Err(problem) => {
+                    tracing::warn!(id, reason = problem.1, "a picture cannot be shown");
+                    tokio::time::sleep(TROUBLE).await;
+                    Some(Value::Null)
+                }
+            }
         }
     }))
 }
@@ -169,7 +183,7 @@ async fn tile(
     let made = canvas::tile(&pages.jobs, &pages.pictures, &id, (version, level), position).await?;
     let (bytes, kind) = made;
     // What is under way changes; what is finished never does.
-    let cache = if version == 0 { "private, max-age=86400" } else { "no-store" };
+    let cache = if canvas::is_finished(version) { "private, max-age=86400" } else { "no-store" };
     Ok(([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, cache)], bytes).into_response())
 }
 

@@ -44,6 +44,8 @@ pub(super) async fn login(
 ) -> Result<Response, Problem> {
     check_change(&headers)?;
     let Some(session) = gate.session(login.token.trim()) else {
+        // Guessing takes its time.
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         let wrong = "this is not the farm's token: it is in the file that --token-file names";
         return Err(Problem(StatusCode::UNAUTHORIZED, wrong.into()));
     };

@@ -57,7 +57,7 @@ async fn tile(
     let position = tile_position(&name).ok_or_else(|| Problem::missing(format!("{name} names no tile")))?;
     match blocking(move || shown.picture.tile(level, position.0, position.1)).await {
         Ok((bytes, kind)) => {
-            let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "private, max-age=3600")];
+            let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")];
             Ok((headers, bytes).into_response())
         }
         Err(error @ ViewError::NoSuchTile { .. }) => Err(Problem::missing(error)),

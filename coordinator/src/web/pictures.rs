@@ -6,50 +6,57 @@ use std::sync::{Arc, Mutex};
 use axum::http::StatusCode;
 
 use super::Problem;
+use super::canvas::finished_version;
 use crate::jobs::Jobs;
 use crate::view::{self, TileSource};
 
 /// Pictures that are kept open.
 const OPEN: usize = 4;
 
+/// A picture, once it is opened. Whoever asks first opens it, the others wait for that one.
+type Opening = Arc<tokio::sync::OnceCell<Arc<dyn TileSource>>>;
+
 /// The pictures that were looked at last.
 #[derive(Default)]
 pub(super) struct Pictures {
-    open: Mutex<VecDeque<(String, Arc<dyn TileSource>)>>,
-    /// One is opened at a time: a PNG is read as a whole.
-    opening: tokio::sync::Mutex<()>,
+    /// By version.
+    open: Mutex<VecDeque<(u64, Opening)>>,
 }
 
 impl Pictures {
-    /// The picture of a finished render; `None` while there is none.
-    pub(super) async fn get(&self, jobs: &Jobs, id: &str) -> Result<Option<Arc<dyn TileSource>>, Problem> {
-        if let Some(known) = self.known(id) {
-            return Ok(Some(known));
-        }
-        let _one_at_a_time = self.opening.lock().await;
-        if let Some(known) = self.known(id) {
-            return Ok(Some(known));
-        }
+    /// The picture of a finished render, and its version; `None` while there is none.
+    pub(super) async fn get(
+        &self,
+        jobs: &Jobs,
+        id: &str,
+    ) -> Result<Option<(u64, Arc<dyn TileSource>)>, Problem> {
         let unusable = |e: String| Problem(StatusCode::BAD_GATEWAY, e);
+        let Some(unique) = jobs.finished(id) else { return Ok(None) };
+        let version = finished_version(&unique);
+        let opening = self.opening(version);
+        if let Some(open) = opening.get() {
+            return Ok(Some((version, open.clone())));
+        }
         let Some((object, scratch)) = jobs.result_object(id).await.map_err(|e| unusable(e.to_string()))?
         else {
             return Ok(None);
         };
-        let opened = view::open_object(object, scratch).await.map_err(|e| unusable(e.to_string()))?;
-        let mut open = self.open.lock().expect("no holder panics");
-        open.push_back((id.to_owned(), opened.clone()));
-        while open.len() > OPEN {
-            open.pop_front();
-        }
-        Ok(Some(opened))
+        // In a task of its own: a PNG is read as a whole, whether or not they wait who asked.
+        let opened = tokio::spawn(async move {
+            opening.get_or_try_init(|| view::open_object(object, scratch)).await.cloned()
+        });
+        let opened = opened.await.map_err(|e| unusable(e.to_string()))?;
+        Ok(Some((version, opened.map_err(|e| unusable(e.to_string()))?)))
     }
 
-    fn known(&self, id: &str) -> Option<Arc<dyn TileSource>> {
+    fn opening(&self, version: u64) -> Opening {
         let mut open = self.open.lock().expect("no holder panics");
-        let at = open.iter().position(|(known, _)| known == id)?;
-        let found = open.remove(at)?;
-        let picture = found.1.clone();
-        open.push_back(found);
-        Some(picture)
+        let found = open.iter().position(|(known, _)| *known == version).and_then(|at| open.remove(at));
+        let found = found.unwrap_or_else(|| (version, Opening::default()));
+        open.push_back(found.clone());
+        if open.len() > OPEN {
+            open.pop_front();
+        }
+        found.1
     }
 }

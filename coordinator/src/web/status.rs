@@ -7,6 +7,9 @@ use super::version;
 use crate::farm::Farm;
 use crate::jobs::Jobs;
 
+/// Characters of a prompt that are shown.
+const PROMPT: usize = 500;
+
 /// Everything, as JSON.
 pub(super) async fn state(jobs: &Jobs, farm: &Farm) -> Value {
     let renders: Vec<Value> = jobs.statuses().await.iter().map(render).collect();
@@ -17,6 +20,9 @@ pub(super) async fn state(jobs: &Jobs, farm: &Farm) -> Value {
 /// A render. Ages are rounded, so that a render at rest stays the same.
 pub(super) fn render(status: &RenderStatus) -> Value {
     let mut value = serde_json::to_value(status).expect("a status is plain data");
+    if let Some((cut, _)) = status.prompt.char_indices().nth(PROMPT) {
+        value["prompt"] = json!(format!("{}…", &status.prompt[..cut]));
+    }
     value["seconds_left"] = json!(status.seconds_left());
     value["checkpoint"] = match status.checkpoint {
         None => Value::Null,

@@ -154,12 +154,13 @@ fn a_render_is_seen_from_its_first_patch_to_its_picture() {
     assert_eq!(coordinator.terminate(), Some(0));
     coordinator.restart();
     let canvas = get(&url, "/api/renders/fox/canvas").json();
-    assert_eq!(
-        (&canvas["kind"], &canvas["version"], &canvas["height"]),
-        (&"picture".into(), &0.into(), &512.into())
-    );
-    let tile = get(&url, &format!("/api/renders/fox/tiles/0/{}/0_0", canvas["max_level"]));
+    assert_eq!((&canvas["kind"], &canvas["height"]), (&"picture".into(), &512.into()));
+    let version = canvas["version"].as_u64().unwrap();
+    let tile = get(&url, &format!("/api/renders/fox/tiles/{version}/{}/0_0", canvas["max_level"]));
     assert!(image::load_from_memory(&tile.body).is_ok(), "{}", tile.text());
+    assert!(tile.head.contains("max-age"), "{}", tile.head);
+    // One of the same name that came before had another.
+    assert_eq!(get(&url, &format!("/api/renders/fox/tiles/{}/0/0_0", version + 1)).code, 404);
 }
 
 #[test]
@@ -187,6 +188,12 @@ fn only_who_may_come_in_does() {
     let foreign = ask(url, "GET", "/api/state", &["Host: evil.example"], "");
     assert!(foreign.code == 403 && foreign.text().contains("evil.example"), "{}", foreign.text());
     assert_eq!(ask(url, "POST", "/api/renders/none/cancel", &[], "").code, 403);
+    for call in ["/gigasmith.v1.Control/ChangeRender", "/gigasmith.v1.Farm/GetConditioning"] {
+        for kind in ["text/plain", "application/grpc"] {
+            let kind = format!("Content-Type: {kind}");
+            assert_eq!(ask(url, "POST", call, &[&kind], "\0\0\0\0\0").code, 415, "{call} {kind}");
+        }
+    }
     assert_eq!(ask(url, "POST", "/api/renders/none/cancel", &["X-Gigasmith: 1"], "").code, 404);
 
     let folder = tempfile::tempdir().unwrap();

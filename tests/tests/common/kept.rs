@@ -46,10 +46,11 @@ impl std::fmt::Debug for Attempt {
     }
 }
 
-/// Stops a render after so many patches and tiles, and tells when it has done some.
+/// Stops a render after so many patches, or patches and tiles, and tells when it has done some.
 struct Watch {
     stop: CancellationToken,
     left: usize,
+    counts_tiles: bool,
     some: Arc<Notify>,
     seen: usize,
 }
@@ -64,7 +65,9 @@ impl Progress for Watch {
     }
 
     fn tiles(&mut self, _: usize, _: usize) {
-        self.count();
+        if self.counts_tiles {
+            self.count();
+        }
     }
 }
 
@@ -89,8 +92,10 @@ pub(crate) struct Given {
     pub(crate) owner: Owner,
     pub(crate) options: KeepOptions,
     pub(crate) stop: CancellationToken,
-    /// Stops itself after so many patches and tiles.
+    /// Stops itself after so many patches.
     pub(crate) stop_after: usize,
+    /// Whether tiles count too.
+    pub(crate) counts_tiles: bool,
     /// Told when it is well under way.
     pub(crate) some: Arc<Notify>,
 }
@@ -105,7 +110,7 @@ impl Given {
     }
 
     async fn run(&self) -> Result<(Attempt, Tally), StoreError> {
-        let Self { store, lane, spec, id, owner, options, stop, stop_after, some } = self;
+        let Self { store, lane, spec, id, owner, options, stop, stop_after, counts_tiles, some } = self;
         let claim = patiently(|| store.claim(id, owner)).await?;
         let restored = patiently(|| store.restore(id, spec, lane.model())).await?;
         let stop = stop.child_token();
@@ -119,7 +124,13 @@ impl Given {
             options: *options,
             stop: stop.clone(),
         });
-        let mut progress = Watch { stop: stop.clone(), left: *stop_after, some: some.clone(), seen: 0 };
+        let mut progress = Watch {
+            stop: stop.clone(),
+            left: *stop_after,
+            counts_tiles: *counts_tiles,
+            some: some.clone(),
+            seen: 0,
+        };
         let mut course = Course::new(&mut progress, &mut keeper, stop);
         let inputs = RenderInputs::default();
         let rendered = render_from(lane.clone(), spec, inputs, restored.resumed, &mut course).await;

@@ -458,7 +458,7 @@ fn device_bytes(device: &Device, dtype: Dtype, configs: &Configs, weights: &[Wei
     let side = configs.unet.sample_size as u64;
     let patch = 2 * side * side * configs.unet.base_channels as u64 * size(unet_dtype) * 20;
     let channels = configs.vae.block_out_channels.iter().take(2).max().copied().unwrap_or(0) as u64;
-    let tile = WHOLE_PIXELS.max((configs.vae.sample_size as u64).pow(2)) * channels * size(vae_dtype) * 5 / 2;
+    let tile = WHOLE_PIXELS.max((configs.vae.sample_size as u64).pow(2)) * channels * size(vae_dtype) * 7 / 2;
     placed + patch.max(tile)
 }
 
