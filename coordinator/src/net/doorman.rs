@@ -1,6 +1,7 @@
 //! Counts connections, so that a flood of them costs the farm neither memory nor its workers.
 //!
-//! One that says nothing is closed after a while. A connection over the limit is accepted and closed at once: the caller sees an end instead of a hang.
+//! One that says nothing at first is closed after a while, and so is one over which nothing travels for long:
+//! workers and people are pinged, and pages hear something now and then. A connection over the limit is accepted and closed at once: the caller sees an end instead of a hang.
 //! Half of the places are kept for addresses that have none yet, so that one caller cannot take all.
 
 use std::collections::HashMap;
@@ -19,6 +20,8 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// How long a connection may say nothing at first.
 const FIRST_WORD: Duration = Duration::from_secs(10);
+/// How long nothing may travel later.
+const QUIET: Duration = Duration::from_secs(120);
 /// Between two attempts to accept while the system cannot, for want of file descriptors as a rule.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Between two words about refused connections.
@@ -59,8 +62,10 @@ impl Places {
 #[derive(Debug)]
 pub struct Guest {
     stream: TcpStream,
-    /// Until the first word: when it must have come.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// When the first word must have come; later, when to look again whether anything travelled.
+    deadline: Pin<Box<Sleep>>,
+    /// When something travelled last; `None` before the first word.
+    travelled: Option<tokio::time::Instant>,
     address: IpAddr,
     places: Arc<Mutex<Places>>,
 }
@@ -132,8 +137,9 @@ impl Stream for Doorman {
             }
             // Small messages travel at once; a socket that cannot is as good otherwise.
             let _ = stream.set_nodelay(true);
-            let deadline = Some(Box::pin(tokio::time::sleep(FIRST_WORD)));
-            return Poll::Ready(Some(Ok(Guest { stream, deadline, address, places: self.places.clone() })));
+            let deadline = Box::pin(tokio::time::sleep(FIRST_WORD));
+            let places = self.places.clone();
+            return Poll::Ready(Some(Ok(Guest { stream, deadline, travelled: None, address, places })));
         }
     }
 }
@@ -147,15 +153,26 @@ impl AsyncRead for Guest {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.deadline = None;
+            self.travelled = Some(tokio::time::Instant::now());
         }
-        if polled.is_pending()
-            && let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(context).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        while polled.is_pending() && self.deadline.as_mut().poll(context).is_ready() {
+            let until =
+                self.travelled.map(|at| at + QUIET).filter(|until| *until > tokio::time::Instant::now());
+            match until {
+                Some(until) => self.deadline.as_mut().reset(until),
+                None => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            }
         }
         polled
+    }
+}
+
+impl Guest {
+    /// Something was sent.
+    fn sent(&mut self, polled: &Poll<io::Result<usize>>) {
+        if self.travelled.is_some() && matches!(polled, Poll::Ready(Ok(1..))) {
+            self.travelled = Some(tokio::time::Instant::now());
+        }
     }
 }
 
@@ -165,7 +182,9 @@ impl AsyncWrite for Guest {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.sent(&polled);
+        polled
     }
 
     fn poll_write_vectored(
@@ -173,7 +192,9 @@ impl AsyncWrite for Guest {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.sent(&polled);
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
