@@ -18,7 +18,8 @@ use gigasmith_proto::convert::{
     assignment_from_wire, conditioning_from_wire, hello_to_wire, report_to_wire, welcome_from_wire,
 };
 use gigasmith_proto::domain::{
-    Array, Dtype, Hello, Identifier, RenderState, Task, TaskResult, WireDtype, WorkerChange, WorkerState,
+    Array, Dtype, Hello, Identifier, RenderState, Task, TaskResult, Wanted, WireDtype, WorkerChange,
+    WorkerState,
 };
 use gigasmith_proto::keda::external_scaler_client::ExternalScalerClient;
 use gigasmith_proto::keda::{GetMetricsRequest, ScaledObjectRef};
@@ -66,7 +67,9 @@ async fn a_worker_whose_canary_differs_is_refused_with_the_difference_and_stays_
     let _deviant = coordinator.worker(
         "deviant",
         spoiled(|kind, mut array| {
-            array.data_mut()[7] += if kind == "patch" { 1e-3 } else { 0.0 };
+            if kind == "patch" {
+                array.data_mut()[7] += 1e-3;
+            }
             Ok(array)
         }),
     );
@@ -77,6 +80,18 @@ async fn a_worker_whose_canary_differs_is_refused_with_the_difference_and_stays_
     let workers = coordinator.farm.workers().await;
     let done = |name: &str| workers.iter().find(|w| w.name == name).expect("it is listed").done;
     assert_eq!(done("deviant"), 0);
+    // Statistics that all tiles share count as well.
+    let _measures = coordinator.worker(
+        "measures",
+        spoiled(|kind, mut array| {
+            if kind == "decoder statistics" {
+                array.data_mut()[0] += 1e-3;
+            }
+            Ok(array)
+        }),
+    );
+    let refused = coordinator.until_worker("measures", WorkerState::Refused).await;
+    assert!(refused.reason.contains("in the statistics 1 of 4 values differ"), "{}", refused.reason);
     // One that agrees is admitted and works.
     let _second = coordinator.worker("second", Fake::new());
     coordinator.until_worker("second", WorkerState::Idle).await;
@@ -159,12 +174,12 @@ async fn wrong_answers_block_their_worker_and_leave_no_mark() {
         let good = coordinator.worker("good", Fake::new());
         let id = coordinator.submit(request(PlanKind::Paper)).await;
         coordinator.until(&id, |s| s.progress.patches_done > 1).await;
-        // It passes its examination of a patch and two tiles, then goes bad.
+        // It passes its examination of a patch, two tiles and statistics, then goes bad.
         let mut fake = Fake::new();
         let mut calls = 0;
         fake.spoil = Box::new(move |kind, array| {
             calls += 1;
-            if calls > 3 { spoil(kind, array) } else { Ok(array) }
+            if calls > 4 { spoil(kind, array) } else { Ok(array) }
         });
         let _bad = coordinator.worker(name, fake);
         assert!(coordinator.done(&id).await == expected, "{name}");
@@ -345,6 +360,9 @@ async fn answer(
         Task::EncodeText { prompt } => TaskResult::Text(fake.encode_text(&prompt).unwrap()),
         Task::EncodeTile { image, rules } => {
             TaskResult::Moments(rules.part.of(&fake.encode_tile(&image.to_array(), None).unwrap(), 1))
+        }
+        Task::DecodeTile { latent, rules } if rules.wanted == Wanted::Norms => {
+            TaskResult::Norms(fake.decoder_norms(&latent, None, rules.part).unwrap())
         }
         Task::DecodeTile { latent, rules } => {
             TaskResult::Image(rules.part.of(&fake.decode_tile(&latent, None).unwrap(), 4))

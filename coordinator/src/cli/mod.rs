@@ -70,7 +70,8 @@ enum Command {
     Estimate(Box<estimate::EstimateArgs>),
     /// Look at a finished picture in the browser.
     View(view::ViewArgs),
-    /// Coordinate a farm: accept renders, hand patches to workers, keep what they make.
+    /// Coordinate a farm: accept renders, hand patches to workers, keep what they make. In a browser its address
+    /// shows all of it.
     Serve(serve::ServeArgs),
     /// Work for a coordinator elsewhere, on one device.
     Worker(WorkerArgs),

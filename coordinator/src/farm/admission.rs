@@ -1,12 +1,12 @@
 //! Whose results can be trusted: a worker is admitted once it gave the right answers to an examination.
 //!
-//! Pure: events in, decisions out. Every worker is examined before its first task, by four questions that
-//! follow from its model's description alone: a text, a patch (with that text), a latent tile and an
-//! image tile, so that every component has a say. Workers of the same weights and numeric class must
-//! give the same bytes. The first of a class to be examined answers everything twice; if it agrees with
-//! itself to the bit, its answers become the class's. Every other worker of the class must give those. A
-//! class may share a render with others (`--mix`) where its answers lie within [`MIX_TOLERANCE`] of the
-//! first class's.
+//! Pure: events in, decisions out. Every worker is examined before its first task, by questions that follow
+//! from its model's description alone: a text, a patch (with that text), a latent tile, an image tile and
+//! the statistics of a latent tile, so that every component has a say. Workers of the same weights and
+//! numeric class must give the same bytes. The first of a class to be examined answers everything twice; if
+//! it agrees with itself to the bit, its answers become the class's. Every other worker of the class must
+//! give those. A class may share a render with others (`--mix`) where its answers lie within
+//! [`MIX_TOLERANCE`] of the first class's.
 //!
 //! Invariants: nobody works who is not admitted; a worker whose answers differ is refused, with the
 //! difference as the reason, until a person has it examined again; one that cannot be examined now
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use gigasmith_proto::domain::{
     Array, Conditioning, ConditioningId, ModelDescription, NoiseTask, Pixels, Task, TaskResult, TileRules,
-    WireDtype,
+    Wanted, WireDtype,
 };
 
 use super::table::{ClassKey, Millis, ModelKey, Skills, WorkerId};
@@ -31,7 +31,7 @@ pub const MIX_TOLERANCE: f64 = 0.02;
 /// How often an examination may break off before the worker is refused.
 const MAX_TRIES: u32 = 3;
 /// Questions in an examination.
-const QUESTIONS: usize = 4;
+const QUESTIONS: usize = 5;
 /// The text that is asked about.
 const TEXT: &str = "gigasmith";
 /// Side of the tiles that are asked about, in latent pixels.
@@ -364,6 +364,10 @@ fn question(
             (Task::PredictNoise(task), Some(text.clone()))
         }
         2 => (Task::DecodeTile { latent: noise(channels, TILE), rules: TileRules::plain(TILE, TILE) }, None),
+        3 => {
+            let rules = TileRules { wanted: Wanted::Norms, ..TileRules::plain(TILE, TILE) };
+            (Task::DecodeTile { latent: noise(channels, TILE), rules }, None)
+        }
         _ => {
             let side = TILE * factor;
             let level = |v: &f32| ((v.clamp(-1.0, 1.0) + 1.0) * 127.5) as u8;
