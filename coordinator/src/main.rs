@@ -4,6 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use gigasmith_coordinator::cli::{self, Cli, Failure};
+use gigasmith_worker::memory::Blocks;
+
+/// Keeps the large blocks that a network on a CPU uses over and over, once one is loaded.
+#[global_allocator]
+static ALLOCATOR: Blocks = Blocks;
 
 #[tokio::main]
 async fn main() -> ExitCode {

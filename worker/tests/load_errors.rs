@@ -299,7 +299,8 @@ fn half_precision_computes_nearly_the_same() {
         assert_eq!(model.describe().numeric_class.dtype, dtype);
         let got = model.predict_noise(&task, &conditioning).unwrap();
         let worst = got.data().iter().zip(noise.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst > 0.0 && worst < if dtype == Dtype::F16 { 0.02 } else { 0.15 }, "{dtype}: {worst}");
+        // A CPU keeps weights in half precision and computes in f32: f16 weights lose nothing in f16.
+        assert!((worst > 0.0) == (dtype == Dtype::Bf16) && worst < 0.15, "{dtype}: {worst}");
         let got = model.decode_tile(&latent, None).unwrap();
         let worst = got.data().iter().zip(wanted.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         // f16 would overflow in some VAEs, so this one computes in f32 (`force_upcast`).

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use gigasmith_worker::cli::{self, WorkerArgs};
 use gigasmith_worker::log::{self, LogFormat};
+use gigasmith_worker::memory::Blocks;
 use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings::{self, Rules};
 
@@ -29,6 +30,10 @@ const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ a
 from a TOML file.\n\nSIGTERM and Ctrl-C drain: the worker finishes what it has, then ends. Exit codes: 0 drained, \
 2 wrong arguments, 3 the model cannot be used, 4 a file cannot be read, 7 the coordinator refuses, 130 \
 interrupted.";
+
+/// Keeps the large blocks that a network on a CPU uses over and over.
+#[global_allocator]
+static ALLOCATOR: Blocks = Blocks;
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -128,13 +128,13 @@ impl Layer {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let normal = self.norm1.forward(x)?;
         let (q, k, v) = (self.q.forward(&normal)?, self.k.forward(&normal)?, self.v.forward(&normal)?);
-        let x = kernels::add(&self.out.forward(&kernels::attention(&q, &k, &v, self.spec)?)?, x)?;
+        let x = self.out.forward_onto(&kernels::attention(&q, &k, &v, self.spec)?, x)?;
         let hidden = self.fc1.forward(&self.norm2.forward(&x)?)?;
         let hidden = match self.activation {
             Activation::QuickGelu => (&hidden * candle_nn::ops::sigmoid(&(&hidden * 1.702)?)?)?,
             Activation::Gelu => hidden.gelu_erf()?,
         };
-        kernels::add(&self.fc2.forward(&hidden)?, &x)
+        self.fc2.forward_onto(&hidden, &x)
     }
 }
 

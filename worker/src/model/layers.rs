@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::error::LoadError;
-use super::kernels::{self, Padding};
+use super::kernels::{self, Around, Filters, Matrix, Padding};
 use super::norms::Norms;
 use super::weights::Scope;
 
@@ -12,37 +12,37 @@ type Load<T> = std::result::Result<T, LoadError>;
 /// `x W^T + b`.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
 }
 
 impl Linear {
     /// `inputs` -> `outputs`, with a bias.
     pub(crate) fn load(scope: &Scope<'_>, inputs: usize, outputs: usize) -> Load<Self> {
-        let bias = Some(scope.get("bias", &[outputs])?);
-        Ok(Self { weight: scope.get("weight", &[outputs, inputs])?, bias })
+        let weight = Matrix::new(scope.get("weight", &[outputs, inputs])?)?;
+        Ok(Self { weight, bias: Some(parameter(scope, "bias", outputs)?) })
     }
 
     /// `inputs` -> `outputs`, without a bias.
     pub(crate) fn load_unbiased(scope: &Scope<'_>, inputs: usize, outputs: usize) -> Load<Self> {
-        Ok(Self { weight: scope.get("weight", &[outputs, inputs])?, bias: None })
+        Ok(Self { weight: Matrix::new(scope.get("weight", &[outputs, inputs])?)?, bias: None })
     }
 
     /// With a bias, stored as a linear layer or as a 1x1 convolution.
     pub(crate) fn load_or_pointwise(scope: &Scope<'_>, inputs: usize, outputs: usize) -> Load<Self> {
         let shapes: [&[usize]; 2] = [&[outputs, inputs], &[outputs, inputs, 1, 1]];
-        let bias = Some(scope.get("bias", &[outputs])?);
-        Ok(Self { weight: scope.get_any("weight", &shapes)?, bias })
+        let weight = Matrix::new(scope.get_any("weight", &shapes)?)?;
+        Ok(Self { weight, bias: Some(parameter(scope, "bias", outputs)?) })
     }
 
-    /// (batch, rows, inputs) -> (batch, rows, outputs); `x` may be strided.
+    /// (batch, rows, inputs) -> (batch, rows, outputs).
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::linear(x, &self.weight, self.bias.as_ref())
+        kernels::linear(x, &self.weight, self.bias.as_ref(), None)
     }
 
-    /// (batch, rows, inputs) -> (batch, outputs, rows).
-    pub(crate) fn forward_to_planes(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::linear_to_planes(x, &self.weight, self.bias.as_ref())
+    /// The same, added to `residual`.
+    pub(crate) fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        kernels::linear(x, &self.weight, self.bias.as_ref(), Some(residual))
     }
 
     /// (rows, inputs) -> (rows, outputs), each row on its own.
@@ -51,10 +51,35 @@ impl Linear {
     }
 }
 
+/// A linear layer whose second half of outputs gates the first (GEGLU).
+#[derive(Debug, Clone)]
+pub(crate) struct Gated {
+    weight: Matrix,
+    bias: Tensor,
+}
+
+impl Gated {
+    /// `inputs` -> `outputs`; the weights have twice as many.
+    pub(crate) fn load(scope: &Scope<'_>, inputs: usize, outputs: usize) -> Load<Self> {
+        let weight = Matrix::gated(scope.get("weight", &[2 * outputs, inputs])?)?;
+        Ok(Self { weight, bias: parameter(scope, "bias", 2 * outputs)? })
+    }
+
+    /// (batch, rows, inputs) -> (batch, rows, outputs).
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        kernels::geglu(x, &self.weight, &self.bias)
+    }
+}
+
+/// A bias, or the weights of a normalisation.
+fn parameter(scope: &Scope<'_>, name: &str, length: usize) -> Load<Tensor> {
+    Ok(kernels::parameter(scope.get(name, &[length])?)?)
+}
+
 /// A 2-D convolution with a square kernel and a bias.
 #[derive(Debug, Clone)]
 pub(crate) struct Conv2d {
-    weight: Tensor,
+    filters: Filters,
     bias: Tensor,
     stride: usize,
     padding: Padding,
@@ -75,13 +100,18 @@ impl Conv2d {
         stride: usize,
         padding: Padding,
     ) -> Load<Self> {
-        let weight = scope.get("weight", &[outputs, inputs, kernel, kernel])?;
-        Ok(Self { weight, bias: scope.get("bias", &[outputs])?, stride, padding })
+        let filters = Filters::new(scope.get("weight", &[outputs, inputs, kernel, kernel])?)?;
+        Ok(Self { filters, bias: parameter(scope, "bias", outputs)?, stride, padding })
     }
 
     /// (batch, inputs, h, w) -> (batch, outputs, h', w').
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::conv2d(x, &self.weight, &self.bias, self.stride, self.padding)
+        self.forward_around(x, Around::default())
+    }
+
+    /// With what happens around it.
+    pub(crate) fn forward_around(&self, x: &Tensor, around: Around<'_>) -> Result<Tensor> {
+        kernels::conv2d(x, &self.filters, &self.bias, (self.stride, self.padding), around)
     }
 }
 
@@ -96,8 +126,8 @@ pub(crate) struct GroupNorm {
 
 impl GroupNorm {
     pub(crate) fn load(scope: &Scope<'_>, channels: usize, groups: usize, eps: f64) -> Load<Self> {
-        let weight = scope.get("weight", &[channels])?;
-        Ok(Self { weight, bias: scope.get("bias", &[channels])?, groups, eps })
+        let weight = parameter(scope, "weight", channels)?;
+        Ok(Self { weight, bias: parameter(scope, "bias", channels)?, groups, eps })
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -126,7 +156,8 @@ pub(crate) struct LayerNorm {
 
 impl LayerNorm {
     pub(crate) fn load(scope: &Scope<'_>, width: usize, eps: f64) -> Load<Self> {
-        Ok(Self { weight: scope.get("weight", &[width])?, bias: scope.get("bias", &[width])?, eps })
+        let weight = parameter(scope, "weight", width)?;
+        Ok(Self { weight, bias: parameter(scope, "bias", width)?, eps })
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -12,7 +12,7 @@ mod files;
 mod fingerprint;
 mod guidance;
 mod hub;
-mod kernels;
+pub(crate) mod kernels;
 mod layers;
 mod layout;
 mod norms;

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::error::LoadError;
-use super::kernels::{self, Padding};
+use super::kernels::{Around, Padding};
 use super::layers::{Conv2d, GroupNorm, Linear};
 use super::norms::Norms;
 use super::weights::Scope;
@@ -59,17 +59,15 @@ impl Resnet {
 
     /// The same with statistics from elsewhere.
     pub(crate) fn apply(&self, x: &Tensor, time: Option<&Tensor>, norms: &mut Norms<'_>) -> Result<Tensor> {
-        let mut hidden = self.conv1.forward(&self.norm1.apply(x, true, norms)?)?;
-        if let (Some(layer), Some(time)) = (&self.time, time) {
-            let (batch, channels, _, _) = hidden.dims4()?;
-            let shift = layer.forward_rows(time)?.reshape((batch, channels, 1, 1))?;
-            hidden = hidden.broadcast_add(&shift)?;
-        }
-        let hidden = self.conv2.forward(&self.norm2.apply(&hidden, true, norms)?)?;
-        let sum = match &self.shortcut {
-            Some(shortcut) => kernels::add(&shortcut.forward(x)?, &hidden)?,
-            None => kernels::add(x, &hidden)?,
+        let shift = match (&self.time, time) {
+            (Some(layer), Some(time)) => Some(layer.forward_rows(time)?),
+            _ => None,
         };
+        let around = Around { shift: shift.as_ref(), ..Around::default() };
+        let hidden = self.conv1.forward_around(&self.norm1.apply(x, true, norms)?, around)?;
+        let shortcut = self.shortcut.as_ref().map(|shortcut| shortcut.forward(x)).transpose()?;
+        let around = Around { residual: Some(shortcut.as_ref().unwrap_or(x)), ..Around::default() };
+        let sum = self.conv2.forward_around(&self.norm2.apply(&hidden, true, norms)?, around)?;
         if self.scale == 1.0 { Ok(sum) } else { sum / self.scale }
     }
 }
@@ -104,6 +102,6 @@ impl Upsample {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-        self.0.forward(&kernels::upsample(x, height, width)?)
+        self.0.forward_around(x, Around { resized: Some((height, width)), ..Around::default() })
     }
 }

@@ -17,6 +17,7 @@ use super::files::ModelFiles;
 use super::fingerprint::Content;
 use super::guidance::{combine, resolve_blocks};
 use super::hub::{self, HubOptions};
+use super::kernels::working_dtype;
 use super::norms::Norms;
 use super::select::{DeviceChoice, candle_dtype, dtype_for, numeric_class};
 use super::source::ModelSource;
@@ -158,6 +159,10 @@ impl SdxlModel {
         };
         let tokenizers =
             [tokenizer("tokenizer", &configs.text[0])?, tokenizer("tokenizer_2", &configs.text[1])?];
+        let memory = device_bytes(&device, dtype, &configs, &weights);
+        if device.is_cpu() {
+            crate::memory::keep(memory.working);
+        }
         let description = ModelDescription {
             name,
             fingerprints: fingerprints(files, &weights, &tokenizers)?,
@@ -169,7 +174,7 @@ impl SdxlModel {
             vae_tile: configs.vae.sample_size as u32,
             vae_reach: configs.vae.reach(),
             vae_norms: configs.vae.norms(),
-            device_bytes: device_bytes(&device, dtype, &configs, &weights),
+            device_bytes: memory.placed + memory.working,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             schedule,
             pag_blocks: pag_names(&configs.unet),
@@ -211,14 +216,16 @@ impl SdxlModel {
 
     fn build_unet(&self, mode: Mode) -> Result<Unet, LoadError> {
         let (config, dtype) = (&self.configs.unet, self.dtype);
-        self.weights[UNET].build(mode, &self.device, dtype, |scope| Unet::load(scope, config, dtype))
+        let working = working_dtype(&self.device, dtype);
+        self.weights[UNET].build(mode, &self.device, dtype, |scope| Unet::load(scope, config, working))
     }
 
     fn build_vae(&self, mode: Mode) -> Result<Vae, LoadError> {
         let config = &self.configs.vae;
         let overflows = self.dtype == DType::F16 && config.force_upcast;
         let dtype = if overflows { DType::F32 } else { self.dtype };
-        self.weights[VAE].build(mode, &self.device, dtype, |scope| Vae::load(scope, config, dtype))
+        let working = working_dtype(&self.device, dtype);
+        self.weights[VAE].build(mode, &self.device, dtype, |scope| Vae::load(scope, config, working))
     }
 
     fn tensor(&self, array: &Array) -> candle_core::Result<Tensor> {
@@ -300,7 +307,8 @@ impl SdxlModel {
             Tensor::cat(&rows, 0)
         };
         let build = || {
-            let states = stack(text.iter().map(|t| t.0).collect())?.to_dtype(self.dtype)?;
+            let dtype = working_dtype(&self.device, self.dtype);
+            let states = stack(text.iter().map(|t| t.0).collect())?.to_dtype(dtype)?;
             let pooled = stack(text.iter().map(|t| t.1).collect())?;
             Ok([stack(vec![&task.latent; text.len()])?, states, pooled])
         };
@@ -444,7 +452,7 @@ const WHOLE_PIXELS: u64 = 1 << 20;
 /// About what the device must hold at most: the weights that are placed together, and the largest of what a
 /// patch (two rows: with guidance) and a tile need beside them. The factors are what tensors of full
 /// resolution there are at a time.
-fn device_bytes(device: &Device, dtype: Dtype, configs: &Configs, weights: &[Weights; 4]) -> u64 {
+fn device_bytes(device: &Device, dtype: Dtype, configs: &Configs, weights: &[Weights; 4]) -> Memory {
     let size = |dtype: DType| dtype.size_in_bytes() as u64;
     let unet_dtype = candle_dtype(dtype);
     let vae_dtype =
@@ -456,10 +464,21 @@ fn device_bytes(device: &Device, dtype: Dtype, configs: &Configs, weights: &[Wei
     // A GPU gives the VAE up when patches start, and patches when the VAE is needed stay.
     let placed = text.max(unet + vae);
     let side = configs.unet.sample_size as u64;
-    let patch = 2 * side * side * configs.unet.base_channels as u64 * size(unet_dtype) * 20;
+    let patch =
+        2 * side * side * configs.unet.base_channels as u64 * size(working_dtype(device, unet_dtype)) * 20;
     let channels = configs.vae.block_out_channels.iter().take(2).max().copied().unwrap_or(0) as u64;
-    let tile = WHOLE_PIXELS.max((configs.vae.sample_size as u64).pow(2)) * channels * size(vae_dtype) * 7 / 2;
-    placed + patch.max(tile)
+    let pixels = WHOLE_PIXELS.max((configs.vae.sample_size as u64).pow(2));
+    let tile = pixels * channels * size(working_dtype(device, vae_dtype)) * 7 / 2;
+    Memory { placed, working: patch.max(tile) }
+}
+
+/// Bytes on a device.
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    /// Of weights.
+    placed: u64,
+    /// Of what networks make on their way.
+    working: u64,
 }
 
 /// One hash per component. Tokenizers count with the text encoders: by what they do to the words.

@@ -8,10 +8,10 @@ use candle_core::{DType, Device};
 use gigasmith_proto::domain::{Dtype, NumericClass};
 
 use super::error::LoadError;
-use super::kernels::simd;
+use super::kernels::simd::Isa;
 
 /// Version of the arithmetic: raised by every change that alters any result's bytes.
-const ALGORITHM: u32 = 1;
+const ALGORITHM: u32 = 2;
 
 /// A device as the user names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -109,7 +109,7 @@ pub(crate) fn candle_dtype(dtype: Dtype) -> DType {
 /// The class of results computed on `device` in `dtype`.
 pub(crate) fn numeric_class(device: &Device, dtype: Dtype) -> NumericClass {
     let (backend, kernels) = match device {
-        Device::Cpu => ("cpu", simd::isa().to_owned()),
+        Device::Cpu => ("cpu", Isa::best().class().to_owned()),
         Device::Cuda(_) => ("cuda", cuda_kernels(device)),
         Device::Metal(_) => ("metal", "metal".to_owned()),
     };

@@ -238,13 +238,13 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor, norms: &mut Norms<'_>) -> Result<Tensor> {
-        let planes = self.norm.apply(x, false, norms)?.flatten_from(2)?;
-        let tokens = planes.transpose(1, 2)?;
+        let (_, _, h, w) = x.dims4()?;
+        let tokens = kernels::tokens(&self.norm.apply(x, false, norms)?)?;
         let (q, k, v) =
             (self.to_q.forward(&tokens)?, self.to_k.forward(&tokens)?, self.to_v.forward(&tokens)?);
         // Half precision scores of one wide head overflow easily.
         let spec = AttentionSpec { heads: 1, mask: Mask::None, upcast: true };
         let mixed = kernels::attention(&q, &k, &v, spec)?;
-        kernels::add(&self.to_out.forward_to_planes(&mixed)?.reshape(x.shape())?, x)
+        kernels::image(&self.to_out.forward_onto(&mixed, &kernels::tokens(x)?)?, h, w)
     }
 }

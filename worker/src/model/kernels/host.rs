@@ -1,6 +1,11 @@
 //! Borrowing a CPU tensor's values as a slice, and making a tensor of a vector.
+//!
+//! Images are kept channels-last on a CPU: their tensors are (batch, channels, h, w) like everywhere, with
+//! strides that put a pixel's channels side by side.
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
+
+use super::product::Source;
 
 /// The values of an f32 tensor on the CPU, borrowed.
 pub(super) struct Host<'a> {
@@ -9,47 +14,63 @@ pub(super) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// Borrows `tensor`; any strides.
-    pub(super) fn strided(tensor: &'a Tensor) -> Result<Self> {
+    /// Borrows `tensor`, which must be contiguous.
+    pub(super) fn contiguous(tensor: &'a Tensor) -> Result<Self> {
         if tensor.dtype() != DType::F32 {
             bail!("a CPU kernel was given {:?} values", tensor.dtype());
+        }
+        if !tensor.is_contiguous() {
+            bail!("a CPU kernel was given a strided tensor {:?}", tensor.layout());
         }
         let (storage, layout) = tensor.storage_and_layout();
         Ok(Self { storage, layout })
     }
 
-    /// Borrows `tensor`, which must be contiguous.
-    pub(super) fn contiguous(tensor: &'a Tensor) -> Result<Self> {
-        if !tensor.is_contiguous() {
-            bail!("a CPU kernel was given a strided tensor {:?}", tensor.layout());
-        }
-        Self::strided(tensor)
+    /// Borrows a tensor, if there is one.
+    pub(super) fn optional(tensor: Option<&'a Tensor>) -> Result<Option<Self>> {
+        tensor.map(Self::contiguous).transpose()
     }
 
-    /// The values from the tensor's first on: exactly its elements where it is contiguous, at least
-    /// all that its strides reach otherwise.
+    /// The values of a tensor, if there is one.
+    pub(super) fn some<'b>(host: &'b Option<Self>) -> Result<Option<&'b [f32]>> {
+        host.as_ref().map(Self::values).transpose()
+    }
+
+    /// The values.
     pub(super) fn values(&self) -> Result<&[f32]> {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(values)) => {
                 let start = self.layout.start_offset();
-                let end = if self.layout.is_contiguous() {
-                    start + self.layout.shape().elem_count()
-                } else {
-                    values.len()
-                };
-                Ok(&values[start..end])
+                Ok(&values[start..start + self.layout.shape().elem_count()])
             }
             _ => bail!("a CPU kernel was given values that are elsewhere"),
         }
-    }
-
-    /// The strides, in elements.
-    pub(super) fn strides(&self) -> &[usize] {
-        self.layout.stride()
     }
 }
 
 /// A tensor of `values`, without copying.
 pub(super) fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// An image (batch, channels, h, w) of values that lie (batch, h, w, channels).
+pub(super) fn image(values: Vec<f32>, [batch, channels, h, w]: [usize; 4]) -> Result<Tensor> {
+    tensor(values, &[batch, h, w, channels])?.permute((0, 3, 1, 2))
+}
+
+/// An image's values as (batch, h, w, channels): a view where it is kept that way.
+pub(super) fn channels_last(image: &Tensor) -> Result<Tensor> {
+    image.permute((0, 2, 3, 1))?.contiguous()
+}
+
+/// Runs `f` on the values of contiguous weights.
+pub(super) fn source<T>(weight: &Tensor, f: impl FnOnce(Source<'_>) -> T) -> Result<T> {
+    let (storage, layout) = weight.storage_and_layout();
+    let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => Ok(f(Source::F32(&values[range]))),
+        Storage::Cpu(CpuStorage::F16(values)) => Ok(f(Source::F16(&values[range]))),
+        Storage::Cpu(CpuStorage::BF16(values)) => Ok(f(Source::Bf16(&values[range]))),
+        _ => bail!("a CPU kernel was given {:?} weights", weight.dtype()),
+    }
 }

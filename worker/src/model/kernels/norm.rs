@@ -1,12 +1,22 @@
 //! Group and layer normalisation. Means and variances are summed in f64.
 //!
 //! Group normalisation uses the statistics of what it is given, or others.
+//!
+//! Unsafe code: parts of the output are written by several threads.
+#![allow(unsafe_code)]
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::host::{Host, tensor};
-use super::simd;
+use super::host::{self, Host, tensor};
+use super::product::Output;
+use super::simd::{self, Isa};
+
+/// Pixels whose sums are added up in f32: few enough to be accurate, and to be in the cache for the sum of
+/// squares about their own mean.
+const PIXELS: usize = 64;
+/// Pixels of a task.
+const TASK: usize = 1024;
 
 /// See [`super::group_norm`].
 pub(super) fn group_norm(
@@ -17,48 +27,85 @@ pub(super) fn group_norm(
     (eps, silu): (f32, bool),
     statistics: Option<&[f32]>,
 ) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    let dims = x.dims().to_vec();
-    let channels = dims[1];
-    let plane: usize = dims[2..].iter().product();
+    let (batch, channels, h, w) = x.dims4()?;
+    if channels % groups != 0 {
+        bail!("{channels} channels in {groups} groups");
+    }
+    let x = host::channels_last(x)?;
     let (x, weight, bias) = (Host::contiguous(&x)?, Host::contiguous(weight)?, Host::contiguous(bias)?);
     let (xs, ws, bs) = (x.values()?, weight.values()?, bias.values()?);
-    let per_group = channels / groups;
-    let mut out = vec![0f32; xs.len()];
-    let size = per_group * plane;
-    out.par_chunks_mut(size).zip(xs.par_chunks(size)).enumerate().for_each(|(i, (out, x))| {
-        let first = i % groups * per_group;
-        let (mean, variance) = match statistics {
-            Some(given) => (given[i % groups * 2], given[i % groups * 2 + 1]),
-            None => mean_and_variance(x),
-        };
-        let r = 1.0 / (variance + eps).sqrt();
-        for (c, (out, x)) in out.chunks_mut(plane).zip(x.chunks(plane)).enumerate() {
-            let scale = r * ws[first + c];
-            let shift = bs[first + c] - mean * scale;
-            if silu {
-                simd::scale_shift_silu(out, x, scale, shift);
-            } else {
-                simd::scale_shift(out, x, scale, shift);
+    let isa = Isa::best();
+    let out = Output::new(xs.len());
+    for (entry, x) in xs.chunks_exact(h * w * channels).enumerate() {
+        let own;
+        let statistics = match statistics {
+            Some(given) => given,
+            None => {
+                own = of_groups(isa, x, channels, groups);
+                &own
             }
-        }
-    });
-    tensor(out, &dims)
+        };
+        let per_group = channels / groups;
+        let scale = |c: usize| 1.0 / (statistics[c / per_group * 2 + 1] + eps).sqrt() * ws[c];
+        let scales: Vec<f32> = (0..channels).map(scale).collect();
+        let shift = |c: usize| bs[c] - statistics[c / per_group * 2] * scales[c];
+        let shifts: Vec<f32> = (0..channels).map(shift).collect();
+        x.par_chunks(TASK * channels).enumerate().for_each(|(task, x)| {
+            let mut pixel = vec![0f32; channels];
+            for (i, x) in x.chunks_exact(channels).enumerate() {
+                if silu {
+                    simd::scale_shift_silu(isa, &mut pixel, x, &scales, &shifts);
+                } else {
+                    simd::scale_shift(isa, &mut pixel, x, &scales, &shifts);
+                }
+                // SAFETY: every pixel is of one task.
+                unsafe { out.write((entry * h * w + task * TASK + i) * channels, &pixel) };
+            }
+        });
+    }
+    // SAFETY: every pixel was written.
+    host::image(unsafe { out.finish() }, [batch, channels, h, w])
 }
 
-fn mean_and_variance(x: &[f32]) -> (f32, f32) {
-    let n = x.len() as f64;
-    let mean = (simd::sum(x) / n) as f32;
-    (mean, (simd::sum_squares(x, mean) / n) as f32)
+/// Mean and variance of every group of channels of (pixels, channels), one after the other.
+fn of_groups(isa: Isa, x: &[f32], channels: usize, groups: usize) -> Vec<f32> {
+    let blocks = x.len().div_ceil(PIXELS * channels);
+    // Of each block and channel: the sum, and the sum of squares about the block's mean.
+    let mut sums = vec![0f32; 2 * blocks * channels];
+    let per_task = TASK / PIXELS;
+    sums.par_chunks_mut(2 * per_task * channels).zip(x.par_chunks(TASK * channels)).for_each(|(sums, x)| {
+        for (sums, x) in sums.chunks_exact_mut(2 * channels).zip(x.chunks(PIXELS * channels)) {
+            let (sums, squares) = sums.split_at_mut(channels);
+            simd::column_sums(isa, x, sums, squares);
+        }
+    });
+    let (pixels, per_group) = (x.len() / channels, channels / groups);
+    let count = (pixels * per_group) as f64;
+    let blocks = |group: usize| {
+        sums.chunks_exact(2 * channels).enumerate().flat_map(move |(i, block)| {
+            let pixels = PIXELS.min(pixels - i * PIXELS) as f64;
+            let (sums, squares) = block.split_at(channels);
+            let of_group = group * per_group..(group + 1) * per_group;
+            sums[of_group.clone()].iter().zip(&squares[of_group]).map(move |(s, q)| (pixels, *s, *q))
+        })
+    };
+    let statistics = (0..groups).into_par_iter().map(|group| {
+        let mean = blocks(group).map(|(_, sum, _)| f64::from(sum)).sum::<f64>() / count;
+        // Chan, Golub and LeVeque's pairwise formula.
+        let squares = blocks(group).map(|(pixels, sum, squares)| {
+            f64::from(squares) + pixels * (f64::from(sum) / pixels - mean).powi(2)
+        });
+        [mean as f32, (squares.sum::<f64>() / count) as f32]
+    });
+    statistics.collect::<Vec<_>>().into_flattened()
 }
 
 /// See [`super::group_statistics`].
 pub(super) fn group_statistics(x: &Tensor, groups: usize) -> Result<Vec<f32>> {
-    let x = x.contiguous()?;
+    let channels = x.dim(1)?;
+    let x = host::channels_last(x)?;
     let x = Host::contiguous(&x)?;
-    let values = x.values()?;
-    let of_groups = values.par_chunks_exact(values.len() / groups).map(mean_and_variance);
-    Ok(of_groups.collect::<Vec<_>>().into_iter().flat_map(|(mean, variance)| [mean, variance]).collect())
+    Ok(of_groups(Isa::best(), x.values()?, channels, groups))
 }
 
 /// See [`super::layer_norm`].
@@ -69,11 +116,16 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     let width = dims[dims.len() - 1];
     let (x, weight, bias) = (Host::contiguous(&x)?, Host::contiguous(weight)?, Host::contiguous(bias)?);
     let (xs, ws, bs) = (x.values()?, weight.values()?, bias.values()?);
-    let mut out = vec![0f32; xs.len()];
-    out.par_chunks_mut(ROWS * width).zip(xs.par_chunks(ROWS * width)).for_each(|(out, x)| {
-        for (out, x) in out.chunks_mut(width).zip(x.chunks(width)) {
-            simd::layer_norm(out, x, ws, bs, eps);
+    let isa = Isa::best();
+    let out = Output::new(xs.len());
+    xs.par_chunks(ROWS * width).enumerate().for_each(|(task, x)| {
+        let mut row = vec![0f32; width];
+        for (i, x) in x.chunks_exact(width).enumerate() {
+            simd::layer_norm(isa, &mut row, x, ws, bs, eps);
+            // SAFETY: every row is of one task.
+            unsafe { out.write((task * ROWS + i) * width, &row) };
         }
     });
-    tensor(out, &dims)
+    // SAFETY: every row was written.
+    tensor(unsafe { out.finish() }, &dims)
 }

@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{AttentionSpec, Mask, Padding};
+use super::{Around, AttentionSpec, Mask, Padding};
 
 /// Scores held at once, at most: 64 Mi values.
 const SCORES: usize = 1 << 26;
@@ -37,17 +37,26 @@ pub(super) fn conv2d(
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
-    stride: usize,
-    padding: Padding,
+    (stride, Padding { before, after }): (usize, Padding),
+    around: Around<'_>,
 ) -> Result<Tensor> {
-    let Padding { before, after } = padding;
+    let resized = around.resized.map(|(height, width)| x.upsample_nearest2d(height, width)).transpose()?;
+    let x = resized.as_ref().unwrap_or(x);
     let out = if before == after {
         x.conv2d(weight, before, stride, 1, 1)?
     } else {
         let padded = x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
         padded.conv2d(weight, 0, stride, 1, 1)?
     };
-    out.broadcast_add(&bias.reshape((1, (), 1, 1))?)
+    let bias = match around.shift {
+        Some(shift) => shift.broadcast_add(bias)?.unsqueeze(2)?.unsqueeze(3)?,
+        None => bias.reshape((1, (), 1, 1))?,
+    };
+    let out = out.broadcast_add(&bias)?;
+    match around.residual {
+        Some(residual) => out + residual,
+        None => Ok(out),
+    }
 }
 
 /// See [`super::group_norm`]. Statistics in f32.

@@ -1,84 +1,121 @@
 //! Loops over slices that the compiler turns into vector instructions, chosen at run time.
 //!
-//! Each loop is written once, generic over whether the CPU fuses multiply and add, and compiled
-//! twice on x86-64. Lane counts are fixed by the source (16), so the order of every sum is too:
-//! only fusing tells the two apart.
+//! Each loop is written once, generic over whether the CPU fuses multiply and add, and compiled three
+//! times on x86-64. Lane counts are fixed by the source (16), so the order of every sum is too: only
+//! fusing tells the versions apart, and AVX-512 and AVX2 give the same bytes.
 //!
 //! Unsafe code: calling a function compiled for instructions beyond the baseline.
 #![allow(unsafe_code)]
 
 /// Lanes of every partial sum.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
-/// The instruction set that decides results, as [`NumericClass`] names it.
-///
-/// [`NumericClass`]: gigasmith_proto::domain::NumericClass
-pub(crate) fn isa() -> &'static str {
+/// A set of vector instructions that this CPU has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Isa(Set);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Set {
     #[cfg(target_arch = "x86_64")]
-    {
-        // The same questions as the matrix products ask.
-        if has_fma() && std::is_x86_feature_detected!("avx512f") {
-            "avx512"
-        } else if has_fma() {
-            "avx2"
-        } else {
-            "portable"
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Baseline,
+}
+
+impl Isa {
+    /// Every set that this CPU has, the widest first.
+    pub(crate) fn all() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::is_x86_feature_detected as has;
+            let avx2 = has!("avx2") && has!("fma");
+            let avx512 = avx2 && has!("avx512f") && has!("avx512vl") && has!("avx512dq") && has!("avx512bw");
+            [(avx512, Set::Avx512), (avx2, Set::Avx2), (true, Set::Baseline)]
+                .into_iter()
+                .filter_map(|(has, set)| has.then_some(Self(set)))
+                .collect()
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            vec![Self(Set::Baseline)]
         }
     }
-    #[cfg(target_arch = "aarch64")]
-    {
-        "neon"
+
+    /// The widest that this CPU has.
+    pub(crate) fn best() -> Self {
+        static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
+        *BEST.get_or_init(|| Self::all()[0])
     }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    {
-        "portable"
+
+    /// Which one it is; only [`Self::all`] makes any, so the CPU has its instructions.
+    pub(super) fn set(self) -> Set {
+        self.0
+    }
+
+    /// What decides results, as [`NumericClass`] names it: `avx512` and `avx2` give the same bytes.
+    ///
+    /// [`NumericClass`]: gigasmith_proto::domain::NumericClass
+    pub(crate) fn class(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 | Set::Avx2 => "fma",
+            Set::Baseline if cfg!(target_arch = "aarch64") => "neon",
+            Set::Baseline => "portable",
+        }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn has_fma() -> bool {
-    std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
-}
-
-/// Defines a function that runs `$body` with or without fused multiply-add, as the CPU has it.
+/// Defines a function that runs `$body` with the vector instructions of an [`Isa`].
 macro_rules! dispatch {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
         $(#[$doc])*
-        pub(super) fn $name($($arg: $ty),*) $(-> $ret)? {
+        pub(super) fn $name(isa: $crate::model::kernels::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+                fn wide($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
                 #[target_feature(enable = "avx2,fma")]
                 fn fused($($arg: $ty),*) $(-> $ret)? {
                     $body::<true>($($arg),*)
                 }
-                if has_fma() {
-                    // SAFETY: `fused` is an ordinary safe function except that it needs AVX2 and
-                    // FMA, and `has_fma` has just asked the CPU for both.
-                    return unsafe { fused($($arg),*) };
+                use $crate::model::kernels::simd::Set;
+                match isa.set() {
+                    // SAFETY: an ordinary safe function except that it needs these instructions, which
+                    // an `Isa` of this set has found the CPU to have.
+                    Set::Avx512 => unsafe { wide($($arg),*) },
+                    // SAFETY: as above.
+                    Set::Avx2 => unsafe { fused($($arg),*) },
+                    Set::Baseline => $body::<false>($($arg),*),
                 }
-                $body::<false>($($arg),*)
             }
             #[cfg(not(target_arch = "x86_64"))]
             {
+                let _ = isa;
                 $body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
             }
         }
     };
 }
+pub(super) use dispatch;
 
+/// `a b + c`, rounded once where `F` is set.
 #[inline(always)]
-fn fma<const F: bool>(a: f32, b: f32, c: f32) -> f32 {
+pub(super) fn fma<const F: bool>(a: f32, b: f32, c: f32) -> f32 {
     if F { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// e^x within 2 units in the last place, for x <= 88 (below -87 the result is about 1e-38).
 /// Range reduction and polynomial of Moshier's Cephes library (`expf`).
 #[inline(always)]
-fn exp<const F: bool>(x: f32) -> f32 {
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number on every CPU.
+pub(super) fn exp<const F: bool>(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 rounds to the nearest whole number on every CPU, and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.3, 88.0);
-    let n = fma::<F>(x, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = fma::<F>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = fma::<F>(n, -0.693_359_4, x);
     let r = fma::<F>(n, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
@@ -86,7 +123,7 @@ fn exp<const F: bool>(x: f32) -> f32 {
         p = fma::<F>(p, r, c);
     }
     let y = fma::<F>(r * r, p, r) + 1.0;
-    f32::from_bits(((n as i32 + 127) as u32) << 23) * y
+    f32::from_bits((rounded.to_bits() << 23).wrapping_add(0x3F80_0000)) * y
 }
 
 /// The error function within 5e-7. The rational approximation of Eigen's `erf_float`.
@@ -125,44 +162,59 @@ fn reduce(x: &[f32], term: impl Fn(f32) -> f32) -> f64 {
 }
 
 #[inline(always)]
-fn sum_body<const F: bool>(x: &[f32]) -> f64 {
-    reduce(x, |v| v)
-}
-dispatch! {
-    /// The sum of `x`.
-    fn sum(x: &[f32]) -> f64 = sum_body
-}
-
-#[inline(always)]
-fn sum_squares_body<const F: bool>(x: &[f32], mean: f32) -> f64 {
-    reduce(x, |v| (v - mean) * (v - mean))
-}
-dispatch! {
-    /// The sum of `(x - mean)^2`.
-    fn sum_squares(x: &[f32], mean: f32) -> f64 = sum_squares_body
-}
-
-#[inline(always)]
-fn scale_shift_body<const F: bool>(out: &mut [f32], x: &[f32], scale: f32, shift: f32) {
-    for (o, v) in out.iter_mut().zip(x) {
-        *o = fma::<F>(*v, scale, shift);
+fn add_body<const F: bool>(to: &mut [f32], x: &[f32]) {
+    for (o, v) in to.iter_mut().zip(x) {
+        *o += *v;
     }
 }
 dispatch! {
-    /// `out = scale x + shift`.
-    fn scale_shift(out: &mut [f32], x: &[f32], scale: f32, shift: f32) = scale_shift_body
+    /// `to += x`.
+    fn add(to: &mut [f32], x: &[f32]) = add_body
 }
 
 #[inline(always)]
-fn scale_shift_silu_body<const F: bool>(out: &mut [f32], x: &[f32], scale: f32, shift: f32) {
-    for (o, v) in out.iter_mut().zip(x) {
-        let y = fma::<F>(*v, scale, shift);
+fn column_sums_body<const F: bool>(x: &[f32], sums: &mut [f32], squares: &mut [f32]) {
+    let channels = sums.len();
+    for row in x.chunks_exact(channels) {
+        for (sum, v) in sums.iter_mut().zip(row) {
+            *sum += *v;
+        }
+    }
+    let inverse = 1.0 / (x.len() / channels) as f32;
+    for row in x.chunks_exact(channels) {
+        for ((square, v), sum) in squares.iter_mut().zip(row).zip(&*sums) {
+            let d = fma::<F>(-*sum, inverse, *v);
+            *square = fma::<F>(d, d, *square);
+        }
+    }
+}
+dispatch! {
+    /// Adds each column of (rows, columns) to `sums`, and its squares about its own mean to `squares`;
+    /// both are zero before.
+    fn column_sums(x: &[f32], sums: &mut [f32], squares: &mut [f32]) = column_sums_body
+}
+
+#[inline(always)]
+fn scale_shift_body<const F: bool>(out: &mut [f32], x: &[f32], scale: &[f32], shift: &[f32]) {
+    for (((o, v), scale), shift) in out.iter_mut().zip(x).zip(scale).zip(shift) {
+        *o = fma::<F>(*v, *scale, *shift);
+    }
+}
+dispatch! {
+    /// `out = scale x + shift`, element by element.
+    fn scale_shift(out: &mut [f32], x: &[f32], scale: &[f32], shift: &[f32]) = scale_shift_body
+}
+
+#[inline(always)]
+fn scale_shift_silu_body<const F: bool>(out: &mut [f32], x: &[f32], scale: &[f32], shift: &[f32]) {
+    for (((o, v), scale), shift) in out.iter_mut().zip(x).zip(scale).zip(shift) {
+        let y = fma::<F>(*v, *scale, *shift);
         *o = y / (1.0 + exp::<F>(-y));
     }
 }
 dispatch! {
-    /// `out = y sigmoid(y)` with `y = scale x + shift`.
-    fn scale_shift_silu(out: &mut [f32], x: &[f32], scale: f32, shift: f32) = scale_shift_silu_body
+    /// `out = y sigmoid(y)` with `y = scale x + shift`, element by element.
+    fn scale_shift_silu(out: &mut [f32], x: &[f32], scale: &[f32], shift: &[f32]) = scale_shift_silu_body
 }
 
 #[inline(always)]
@@ -181,19 +233,18 @@ dispatch! {
 }
 
 #[inline(always)]
-fn geglu_body<const F: bool>(out: &mut [f32], x: &[f32], gate: &[f32]) {
-    for ((o, v), g) in out.iter_mut().zip(x).zip(gate) {
-        let gelu = 0.5 * g * (1.0 + erf::<F>(g * std::f32::consts::FRAC_1_SQRT_2));
-        *o = v * gelu;
+fn geglu_body<const F: bool>(x: &mut [f32], gate: &[f32]) {
+    for (v, g) in x.iter_mut().zip(gate) {
+        *v *= 0.5 * g * (1.0 + erf::<F>(g * std::f32::consts::FRAC_1_SQRT_2));
     }
 }
 dispatch! {
-    /// `out = x gelu(gate)`.
-    fn geglu(out: &mut [f32], x: &[f32], gate: &[f32]) = geglu_body
+    /// `x *= gelu(gate)`.
+    fn geglu(x: &mut [f32], gate: &[f32]) = geglu_body
 }
 
 #[inline(always)]
-fn softmax_body<const F: bool>(row: &mut [f32], scale: f32) -> f32 {
+fn softmax_step_body<const F: bool>(row: &mut [f32], before: f32, scale: f32) -> (f32, f32) {
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in &*chunks {
@@ -201,7 +252,7 @@ fn softmax_body<const F: bool>(row: &mut [f32], scale: f32) -> f32 {
             *lane = lane.max(*v);
         }
     }
-    let top = lanes.iter().chain(&*rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    let top = lanes.iter().chain(&*rest).fold(before, |a, b| a.max(*b));
     let mut sums = [0f32; LANES];
     for chunk in chunks {
         for (sum, v) in sums.iter_mut().zip(chunk) {
@@ -214,33 +265,22 @@ fn softmax_body<const F: bool>(row: &mut [f32], scale: f32) -> f32 {
         *v = exp::<F>((*v - top) * scale);
         total += *v;
     }
-    1.0 / total
+    (top, total)
 }
 dispatch! {
-    /// Replaces each value by `exp(scale (value - largest))` and returns 1 over their sum. Not for
-    /// rows that hold an infinity.
-    fn softmax(row: &mut [f32], scale: f32) -> f32 = softmax_body
+    /// One step of an online softmax (Milakov and Gimelshein, arXiv 1805.02867): replaces each value by
+    /// `exp(scale (value - top))`, where `top` is the largest of them and of `before`; `top` and their
+    /// sum. Not for rows that hold an infinity.
+    fn softmax_step(row: &mut [f32], before: f32, scale: f32) -> (f32, f32) = softmax_step_body
 }
 
 #[inline(always)]
-fn dot_body<const F: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    let mut lanes = [0f32; LANES];
-    for (x, y) in a_chunks.iter().zip(b_chunks) {
-        for ((lane, p), q) in lanes.iter_mut().zip(x).zip(y) {
-            *lane = fma::<F>(*p, *q, *lane);
-        }
-    }
-    let mut total: f32 = lanes.iter().sum();
-    for (p, q) in a_rest.iter().zip(b_rest) {
-        total = fma::<F>(*p, *q, total);
-    }
-    total
+fn decay_body<const F: bool>(x: f32) -> f32 {
+    exp::<F>(x)
 }
 dispatch! {
-    /// The scalar product.
-    fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body
+    /// e^x.
+    fn decay(x: f32) -> f32 = decay_body
 }
 
 #[cfg(test)]

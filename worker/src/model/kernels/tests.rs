@@ -31,6 +31,11 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     norm(&(a - b).unwrap()).unwrap() / norm(b).unwrap()
 }
 
+fn convolve(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, padding: Padding) -> Tensor {
+    let filters = Filters::new(weight.clone()).unwrap();
+    conv2d(x, &filters, bias, (stride, padding), Around::default()).unwrap()
+}
+
 #[test]
 fn convolutions_agree_with_candle() {
     let cases = [
@@ -44,13 +49,33 @@ fn convolutions_agree_with_candle() {
         (1, 4, 6, 8, 8, 5, 1, 2, 2),
         (1, 2, 3, 1, 1, 3, 1, 1, 1),
         (1, 2, 3, 1, 1, 3, 2, 1, 1),
+        (2, 16, 70, 8, 12, 3, 1, 1, 1),
+        (1, 100, 4, 33, 31, 3, 1, 1, 1),
     ];
     for (b, ci, co, h, w, k, stride, before, after) in cases {
         let (x, weight, bias) = (random(&[b, ci, h, w]), random(&[co, ci, k, k]), random(&[co]));
         let padding = Padding { before, after };
-        let got = conv2d(&x, &weight, &bias, stride, padding).unwrap();
-        let exact = plain::conv2d(&x, &weight, &bias, stride, padding).unwrap();
-        assert!(distance(&got, &exact) < 2e-6, "{ci}->{co} {h}x{w} k{k} s{stride}");
+        let got = convolve(&x, &weight, &bias, stride, padding);
+        let exact = plain::conv2d(&x, &weight, &bias, (stride, padding), Around::default()).unwrap();
+        assert!(
+            distance(&got, &exact) < 2e-6,
+            "{ci}->{co} {h}x{w} k{k} s{stride}: {}",
+            distance(&got, &exact)
+        );
+        // Resized, shifted and added to something, on the way.
+        let resized = (2 * h - 1, 2 * w);
+        let residual = random(&[
+            b,
+            co,
+            (resized.0 + before + after - k) / stride + 1,
+            (resized.1 + before + after - k) / stride + 1,
+        ]);
+        let shift = random(&[b, co]);
+        let around = Around { resized: Some(resized), shift: Some(&shift), residual: Some(&residual) };
+        let filters = Filters::new(weight.clone()).unwrap();
+        let got = conv2d(&x, &filters, &bias, (stride, padding), around).unwrap();
+        let exact = plain::conv2d(&x, &weight, &bias, (stride, padding), around).unwrap();
+        assert!(distance(&got, &exact) < 2e-6, "{ci}->{co} {h}x{w} k{k} s{stride} around");
     }
 }
 
@@ -58,22 +83,38 @@ fn convolutions_agree_with_candle() {
 fn linear_layers_agree_with_candle() {
     for (b, s, k, n) in [(2, 300, 70, 500), (1, 1, 2000, 3), (3, 77, 1100, 129)] {
         let (x, w, bias) = (random(&[b, s, k]), random(&[n, k]), random(&[n]));
+        let matrix = Matrix::new(w.clone()).unwrap();
         let exact = plain::linear(&x, &w, Some(&bias)).unwrap();
-        assert!(distance(&linear(&x, &w, Some(&bias)).unwrap(), &exact) < 2e-6);
-        let planes = linear_to_planes(&x, &w, Some(&bias)).unwrap().transpose(1, 2).unwrap();
-        assert!(distance(&planes.contiguous().unwrap(), &exact) < 2e-6);
+        assert!(distance(&linear(&x, &matrix, Some(&bias), None).unwrap(), &exact) < 2e-6);
+        let residual = random(&[b, s, n]);
+        let onto = linear(&x, &matrix, Some(&bias), Some(&residual)).unwrap();
+        assert!(distance(&onto, &(exact + &residual).unwrap()) < 2e-6);
         let strided = random(&[b, k, s]).transpose(1, 2).unwrap();
         let exact = plain::linear(&strided, &w, None).unwrap();
-        assert!(distance(&linear(&strided, &w, None).unwrap(), &exact) < 2e-6);
+        assert!(distance(&linear(&strided, &matrix, None, None).unwrap(), &exact) < 2e-6);
         let rows = x.get(0).unwrap();
         let exact = plain::linear_rows(&rows, &w, Some(&bias)).unwrap();
-        assert!(distance(&linear_rows(&rows, &w, Some(&bias)).unwrap(), &exact) < 2e-6);
+        assert!(distance(&linear_rows(&rows, &matrix, Some(&bias)).unwrap(), &exact) < 2e-6);
+        // Weights in half precision are widened, nothing else is rounded.
+        for dtype in [DType::F16, DType::BF16] {
+            let half = w.to_dtype(dtype).unwrap();
+            let exact = plain::linear(&x, &half.to_dtype(DType::F32).unwrap(), Some(&bias)).unwrap();
+            let got = linear(&x, &Matrix::new(half).unwrap(), Some(&bias), None).unwrap();
+            assert!(distance(&got, &exact) < 2e-6, "{dtype:?}");
+        }
     }
 }
 
 #[test]
 fn attention_agrees_with_candle() {
-    for (b, sq, sk, heads, d) in [(2, 130, 130, 3, 20), (1, 65, 77, 2, 64), (1, 9, 9, 1, 600)] {
+    let cases = [
+        (2, 130, 130, 3, 20),
+        (1, 65, 77, 2, 64),
+        (1, 9, 9, 1, 600),
+        (1, 1200, 1200, 1, 8),
+        (2, 5, 2100, 1, 72),
+    ];
+    for (b, sq, sk, heads, d) in cases {
         let width = heads * d;
         let (q, k, v) = (random(&[b, sq, width]), random(&[b, sk, width]), random(&[b, sk, width]));
         for mask in [Mask::None, Mask::Causal] {
@@ -107,16 +148,22 @@ fn norms_and_gates_agree_with_candle() {
     let (w, b) = (random(&[70]), random(&[70]));
     let exact = candle_nn::ops::layer_norm(&x, &w, &b, 1e-5).unwrap();
     assert!(distance(&layer_norm(&x, &w, &b, 1e-5).unwrap(), &exact) < 2e-6);
-    assert!(distance(&geglu(&x).unwrap(), &plain::geglu(&x).unwrap()) < 2e-6);
+    for outputs in [7, 32, 90] {
+        let (w, b) = (random(&[2 * outputs, 70]), random(&[2 * outputs]));
+        let exact = plain::geglu(&plain::linear(&x, &w, Some(&b)).unwrap()).unwrap();
+        assert!(distance(&geglu(&x, &Matrix::gated(w).unwrap(), &b).unwrap(), &exact) < 2e-6);
+    }
 }
 
 #[test]
-fn resizing_picks_the_nearest_pixel_below() {
-    let x = random(&[1, 2, 5, 4]);
-    for (h, w) in [(10, 8), (9, 7), (9, 8)] {
-        let exact = x.upsample_nearest2d(h, w).unwrap();
-        assert_eq!(distance(&upsample(&x, h, w).unwrap(), &exact), 0.0);
-    }
+fn images_become_tokens_and_back() {
+    let (a, b) = (random(&[2, 5, 3, 4]), random(&[2, 7, 3, 4]));
+    let both = concat_channels(&a, &b).unwrap();
+    assert_eq!(distance(&both, &Tensor::cat(&[&a, &b], 1).unwrap()), 0.0);
+    let rows = tokens(&both).unwrap();
+    let plainly = both.flatten_from(2).unwrap().transpose(1, 2).unwrap();
+    assert_eq!(distance(&rows, &plainly), 0.0);
+    assert_eq!(distance(&image(&rows, 3, 4).unwrap(), &both), 0.0);
 }
 
 /// Bytes must not depend on threads or on the other rows of a batch.
@@ -127,10 +174,15 @@ fn threads_and_batch_do_not_change_a_bit() {
     };
     let (x, w, b) = (random(&[2, 70, 19, 23]), random(&[90, 70, 3, 3]), random(&[90]));
     let (t, tw) = (random(&[2, 300, 600]), random(&[200, 600]));
+    let g = random(&[70]);
     let spec = AttentionSpec { heads: 4, mask: Mask::None, upcast: false };
+    let matrix = Matrix::new(tw).unwrap();
     let run = |x: &Tensor, t: &Tensor| {
-        let mut all = bits(conv2d(x, &w, &b, 1, Padding::all(1)).unwrap().narrow(0, 0, 1).unwrap());
-        all.extend(bits(linear(t, &tw, None).unwrap().narrow(0, 0, 1).unwrap()));
+        let first = |t: Tensor| bits(t.narrow(0, 0, 1).unwrap());
+        let mut all = first(convolve(x, &w, &b, 1, Padding::all(1)));
+        all.extend(first(convolve(x, &w, &b, 2, Padding::all(1))));
+        all.extend(first(group_norm(x, (&g, &g), 7, (1e-5, true), None).unwrap()));
+        all.extend(bits(linear(t, &matrix, None, None).unwrap().narrow(0, 0, 1).unwrap()));
         all.extend(bits(attention(t, t, t, spec).unwrap().narrow(0, 0, 1).unwrap()));
         all
     };

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 use super::Context;
 use crate::model::error::LoadError;
 use crate::model::kernels::{self, AttentionSpec, Mask};
-use crate::model::layers::{GroupNorm, LayerNorm, Linear};
+use crate::model::layers::{Gated, GroupNorm, LayerNorm, Linear};
 use crate::model::weights::Scope;
 
 type Load<T> = std::result::Result<T, LoadError>;
@@ -64,13 +64,12 @@ impl Transformer {
 
     /// (batch, channels, h, w), the same shape out.
     pub(super) fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let planes = self.norm.forward(x)?.flatten_from(2)?;
-        let mut tokens = self.proj_in.forward(&planes.transpose(1, 2)?)?;
+        let (_, _, h, w) = x.dims4()?;
+        let mut tokens = self.proj_in.forward(&kernels::tokens(&self.norm.forward(x)?)?)?;
         for layer in &self.layers {
-            tokens = layer.forward(&tokens, context)?;
+            tokens = layer.forward(tokens, context)?;
         }
-        let out = self.proj_out.forward_to_planes(&tokens)?.reshape(x.shape())?;
-        kernels::add(&out, x)
+        kernels::image(&self.proj_out.forward_onto(&tokens, &kernels::tokens(x)?)?, h, w)
     }
 }
 
@@ -83,7 +82,7 @@ struct Layer {
     norm2: LayerNorm,
     attn2: Attention,
     norm3: LayerNorm,
-    gate: Linear,
+    gate: Gated,
     out: Linear,
 }
 
@@ -97,22 +96,20 @@ impl Layer {
             norm2: LayerNorm::load(&scope.at("norm2"), c, LAYER_NORM_EPS)?,
             attn2: Attention::load(&scope.at("attn2"), spec, spec.cross_dim)?,
             norm3: LayerNorm::load(&scope.at("norm3"), c, LAYER_NORM_EPS)?,
-            gate: Linear::load(&scope.at("ff.net.0.proj"), c, 8 * c)?,
+            gate: Gated::load(&scope.at("ff.net.0.proj"), c, 4 * c)?,
             out: Linear::load(&scope.at("ff.net.2"), 4 * c, c)?,
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let normal = self.norm1.forward(x)?;
-        let mixed = if context.perturbed.has(&self.name) {
-            self.attn1.forward_last_identity(&normal)?
+    fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
+        let normal = self.norm1.forward(&x)?;
+        let x = if context.perturbed.has(&self.name) {
+            self.attn1.forward_last_identity(&normal, &x)?
         } else {
-            self.attn1.forward(&normal, &normal)?
+            self.attn1.forward(&normal, &normal, &x)?
         };
-        let x = kernels::add(&mixed, x)?;
-        let x = kernels::add(&self.attn2.forward(&self.norm2.forward(&x)?, context.states)?, &x)?;
-        let gated = kernels::geglu(&self.gate.forward(&self.norm3.forward(&x)?)?)?;
-        kernels::add(&self.out.forward(&gated)?, &x)
+        let x = self.attn2.forward(&self.norm2.forward(&x)?, context.states, &x)?;
+        self.out.forward_onto(&self.gate.forward(&self.norm3.forward(&x)?)?, &x)
     }
 }
 
@@ -138,23 +135,24 @@ impl Attention {
         })
     }
 
-    /// Queries from `x`, keys and values from `source`.
-    fn forward(&self, x: &Tensor, source: &Tensor) -> Result<Tensor> {
+    /// Queries from `x`, keys and values from `source`; the result is added to `residual`.
+    fn forward(&self, x: &Tensor, source: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(source)?, self.to_v.forward(source)?);
-        self.to_out.forward(&kernels::attention(&q, &k, &v, self.spec)?)
+        self.to_out.forward_onto(&kernels::attention(&q, &k, &v, self.spec)?, residual)
     }
 
     /// Self-attention whose last batch row attends to nothing but itself: there the scores are the
     /// identity matrix, so that the output is `to_out(v)` (Ahn et al., arXiv 2403.17377, eq. 15).
-    fn forward_last_identity(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward_last_identity(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let rows = x.dim(0)?;
         let v = self.to_v.forward(x)?;
         if rows == 1 {
-            return self.to_out.forward(&v);
+            return self.to_out.forward_onto(&v, residual);
         }
         let others = x.narrow(0, 0, rows - 1)?;
         let (q, k) = (self.to_q.forward(&others)?, self.to_k.forward(&others)?);
         let mixed = kernels::attention(&q, &k, &v.narrow(0, 0, rows - 1)?.contiguous()?, self.spec)?;
-        self.to_out.forward(&Tensor::cat(&[&mixed, &v.narrow(0, rows - 1, 1)?], 0)?)
+        let mixed = Tensor::cat(&[&mixed, &v.narrow(0, rows - 1, 1)?], 0)?;
+        self.to_out.forward_onto(&mixed, residual)
     }
 }
