@@ -196,9 +196,10 @@ impl Bench {
         let theirs = safetensors::SafeTensors::deserialize(&bytes)?;
         let theirs = theirs.tensor("noise")?;
         let theirs = theirs.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-        let (error, norm) = ours.data().iter().zip(theirs).fold((0f64, 0f64), |(e, n), (a, b)| {
-            (e + f64::from(a - b).powi(2), n + f64::from(b).powi(2))
-        });
+        let (error, norm) =
+            ours.data().iter().zip(theirs).fold((0f64, 0f64), |(e, n), (a, b)| {
+                (e + f64::from(a - b).powi(2), n + f64::from(b).powi(2))
+            });
         Ok((error / norm).sqrt())
     }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::Mask;
 use super::host::{Host, tensor};
-use super::product::{Aligned, Panel, ROWS, RUN, Output, WIDTH, block, pack, packed_length, panels, parts};
+use super::product::{Aligned, Output, Panel, ROWS, RUN, WIDTH, block, pack, packed_length, panels, parts};
 use super::simd::{self, Isa};
 
 /// Queries of a block, at most.

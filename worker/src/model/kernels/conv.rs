@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::Padding;
 use super::host::{self, Host, source};
-use super::product::{Packed, Panel, Output, multiply};
+use super::product::{Output, Packed, Panel, multiply};
 use super::simd::{self, Isa};
 use super::winograd;
 

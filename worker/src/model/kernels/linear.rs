@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::host::{Host, source, tensor};
-use super::product::{Packed, Output, multiply};
+use super::product::{Output, Packed, multiply};
 use super::simd::{self, Isa};
 
 /// Columns of values, and of their gates, in a panel.

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::conv::{Extras, Filters, Geometry};
 use super::host::{self, Host};
-use super::product::{Aligned, Panel, ROWS, Output, WIDTH, block, parts};
+use super::product::{Aligned, Output, Panel, ROWS, WIDTH, block, parts};
 use super::simd::{Isa, dispatch, fma};
 
 /// Pixels along a side of an output tile, and of the input that it depends on.
