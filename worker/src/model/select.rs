@@ -110,23 +110,35 @@ pub(crate) fn candle_dtype(dtype: Dtype) -> DType {
 pub(crate) fn numeric_class(device: &Device, dtype: Dtype) -> NumericClass {
     let (backend, kernels) = match device {
         Device::Cpu => ("cpu", Isa::best().class().to_owned()),
-        Device::Cuda(_) => ("cuda", cuda_kernels(device)),
+        Device::Cuda(_) => ("cuda", cuda_kernels(device, dtype)),
         Device::Metal(_) => ("metal", "metal".to_owned()),
     };
     NumericClass { backend: backend.to_owned(), kernels, dtype, algorithm: ALGORITHM }
 }
 
-/// `sm_90`, with the convolution library where it is built in.
+/// `sm_90`, with the libraries for convolution and attention where they are built in and used.
 #[cfg(feature = "cuda")]
-fn cuda_kernels(device: &Device) -> String {
+fn cuda_kernels(device: &Device, dtype: Dtype) -> String {
     let capability =
         device.as_cuda_device().ok().and_then(|d| d.cuda_stream().context().compute_capability().ok());
     let arch = capability.map_or("sm_unknown".to_owned(), |(major, minor)| format!("sm_{major}{minor}"));
-    if cfg!(feature = "cudnn") { format!("{arch}+cudnn") } else { arch }
+    let convolution = if cfg!(feature = "cudnn") { "+cudnn" } else { "" };
+    let attention = if fused_attention(device, dtype) { "+flash" } else { "" };
+    format!("{arch}{convolution}{attention}")
+}
+
+#[cfg(feature = "flash-attn")]
+fn fused_attention(device: &Device, dtype: Dtype) -> bool {
+    super::kernels::flash::usable(device, candle_dtype(dtype))
+}
+
+#[cfg(all(feature = "cuda", not(feature = "flash-attn")))]
+fn fused_attention(_: &Device, _: Dtype) -> bool {
+    false
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda_kernels(_: &Device) -> String {
+fn cuda_kernels(_: &Device, _: Dtype) -> String {
     "none".to_owned()
 }
 

@@ -1,7 +1,8 @@
 //! The arithmetic of the networks, one function per operation.
 //!
 //! On a CPU these are our own kernels; on other devices they are candle's operations
-//! ([`plain`]). A CPU computes in f32: half precision there is a way to keep weights in less memory.
+//! ([`plain`]), and attention on NVIDIA GPUs is one kernel with the feature `flash-attn`. A CPU
+//! computes in f32: half precision there is a way to keep weights in less memory.
 //!
 //! Images are (batch, channels, h, w) everywhere. On a CPU they lie channels-last (strides that put a
 //! pixel's channels side by side), so that pixels are rows of a product, and tokens without a copy.
@@ -13,6 +14,8 @@
 
 mod attention;
 mod conv;
+#[cfg(feature = "flash-attn")]
+pub(super) mod flash;
 mod host;
 mod linear;
 mod norm;
@@ -232,6 +235,10 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
 /// all the scores.
 pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> Result<Tensor> {
     if !on_cpu(q) {
+        #[cfg(feature = "flash-attn")]
+        if flash::takes(q, spec)? {
+            return flash::attention(q, k, v, spec);
+        }
         return plain::attention(q, k, v, spec);
     }
     attention::attention(q, k, v, spec.heads, spec.mask)
