@@ -81,15 +81,15 @@ impl Bench {
     }
 
     /// Times both in turn and prints a row.
-    fn row(
+    fn row<T: Send>(
         &self,
         name: &str,
-        mut ours: impl FnMut() -> anyhow::Result<()> + Send,
+        mut ours: impl FnMut() -> anyhow::Result<T> + Send,
         theirs: Option<(&mut Python, Value)>,
     ) -> anyhow::Result<()> {
         let mut run = || -> anyhow::Result<f64> {
             let start = Instant::now();
-            self.pool.install(&mut ours)?;
+            drop(self.pool.install(&mut ours)?);
             Ok(start.elapsed().as_secs_f64())
         };
         run()?;
@@ -121,7 +121,7 @@ impl Bench {
             }
             let run = operator.prepare()?;
             let theirs = python.as_mut().map(|p| (p, request));
-            self.row(&name, || Ok(drop(run()?)), theirs)?;
+            self.row(&name, || Ok(run()?), theirs)?;
         }
         Ok(())
     }
@@ -151,13 +151,13 @@ impl Bench {
             let (task, conditioning) = question(&folder, *side, 5.0)?;
             let request = json!({"do": "unet", "side": side, "batch": 2});
             let theirs = python.as_mut().map(|p| (p, request));
-            let run = || Ok(drop(model.predict_noise(&task, &conditioning)?));
+            let run = || Ok(model.predict_noise(&task, &conditioning)?);
             self.row(&format!("{name}, batch 2"), run, theirs)?;
         }
         for (name, side) in wanted_tiles {
             let latent = noise(&[4, *side, *side], 3);
             let theirs = python.as_mut().map(|p| (p, json!({"do": "decode", "side": side})));
-            self.row(name, || Ok(drop(model.decode_tile(&latent, None)?)), theirs)?;
+            self.row(name, || Ok(model.decode_tile(&latent, None)?), theirs)?;
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ impl<'a> Host<'a> {
     }
 
     /// The values of a tensor, if there is one.
-    pub(super) fn some<'b>(host: &'b Option<Self>) -> Result<Option<&'b [f32]>> {
+    pub(super) fn some(host: &Option<Self>) -> Result<Option<&[f32]>> {
         host.as_ref().map(Self::values).transpose()
     }
 
