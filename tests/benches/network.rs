@@ -17,7 +17,7 @@ use anyhow::{Context, bail};
 use gigasmith_proto::domain::{Array, Conditioning, NoiseTask, WireDtype};
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::memory::{self, Blocks};
-use gigasmith_worker::model::{self, DeviceChoice, HubOptions, LoadOptions, ModelSource};
+use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
 use gigasmith_worker::operators::Operator;
 use serde_json::{Value, json};
 
@@ -141,7 +141,12 @@ impl Bench {
             return Ok(());
         };
         let mut python = self.serve(Some(&folder))?;
-        let options = LoadOptions { device: DeviceChoice::Cpu, dtype: None, hub: HubOptions::from_env() };
+        let options = LoadOptions {
+            device: DeviceChoice::Cpu,
+            dtype: None,
+            batch: BatchChoice::Auto,
+            hub: HubOptions::from_env(),
+        };
         let mut model = model::load(&ModelSource::Folder(folder.clone()), &options)?;
         if let Some(python) = python.as_mut() {
             let distance = self.distance(&mut model, python, &folder)?;

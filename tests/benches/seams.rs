@@ -21,7 +21,7 @@ use gigasmith_coordinator::spec::{
 };
 use gigasmith_proto::domain::ModelDescription;
 use gigasmith_worker::device::DeviceThread;
-use gigasmith_worker::model::{self, DeviceChoice, HubOptions, LoadOptions, ModelSource};
+use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
 use gigasmith_worker::session::SessionOptions;
 
 #[tokio::main]
@@ -29,7 +29,12 @@ async fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
     let seeds: u64 = args.next().map_or(Ok(8), |s| s.parse())?;
     let prompt = args.next().unwrap_or("mountains with a lake at sunset, a sun".into());
-    let options = LoadOptions { device: DeviceChoice::Auto, dtype: None, hub: HubOptions::from_env() };
+    let options = LoadOptions {
+        device: DeviceChoice::Auto,
+        dtype: None,
+        batch: BatchChoice::Auto,
+        hub: HubOptions::from_env(),
+    };
     let device = DeviceThread::start(move || model::open(&ModelSource::Pocket, &options))?;
     let session = SessionOptions {
         name: "bench".into(),

@@ -26,7 +26,7 @@ use gigasmith_coordinator::sampler::tiles::{Network, Tiling};
 use gigasmith_coordinator::sampler::units::{LatentSize, Window};
 use gigasmith_proto::domain::{Array, Rect, Task, TaskResult, TileRules, Wanted, WireDtype};
 use gigasmith_worker::device::DeviceThread;
-use gigasmith_worker::model::{self, DeviceChoice, HubOptions, LoadOptions, ModelSource};
+use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
 use gigasmith_worker::session::SessionOptions;
 
 /// Luminance (ITU-R BT.601).
@@ -41,7 +41,12 @@ async fn main() -> anyhow::Result<()> {
     };
     let folder = args.next().map(PathBuf::from);
     let (latent, _) = decode_latents(&std::fs::read(latents)?)?;
-    let options = LoadOptions { device: DeviceChoice::Auto, dtype: None, hub: HubOptions::from_env() };
+    let options = LoadOptions {
+        device: DeviceChoice::Auto,
+        dtype: None,
+        batch: BatchChoice::Auto,
+        hub: HubOptions::from_env(),
+    };
     let device = DeviceThread::start(move || model::open(&ModelSource::Pocket, &options))?;
     let session = SessionOptions {
         name: "bench".into(),

@@ -60,6 +60,9 @@ impl BackendError {
     }
 }
 
+/// A patch, and the conditioning that it names.
+pub type Patch<'a> = (&'a NoiseTask, &'a Conditioning);
+
 /// One model on one device.
 pub trait Backend: Send {
     /// The model: sizes, schedule, fingerprints, numeric class.
@@ -72,6 +75,17 @@ pub trait Backend: Send {
     /// predicts). `conditioning` is the one that `task.conditioning` names.
     fn predict_noise(&mut self, task: &NoiseTask, conditioning: &Conditioning)
     -> Result<Array, BackendError>;
+
+    /// Patches that are best asked for together.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// [`Self::predict_noise`] of several patches, which may differ in everything: every one's answer, the
+    /// same that it has alone.
+    fn predict_noises(&mut self, patches: &[Patch<'_>]) -> Vec<Result<Array, BackendError>> {
+        patches.iter().map(|(task, conditioning)| self.predict_noise(task, conditioning)).collect()
+    }
 
     /// Mean and log-variance, in that order, of an image tile (3, h, w) with values in [-1, 1]:
     /// (2 C, h / f, w / f) for a VAE of C channels and factor f. The log-variance is clamped to

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use crate::connect::{ConnectArgs, ConnectError};
 use crate::device::{DeviceThread, StartError};
 use crate::lifecycle::Ask;
-use crate::model::{self, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource};
+use crate::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource};
 use crate::session::{self, Asks, Ended, SessionError, SessionOptions};
 
 /// Which device, and what it computes in.
@@ -21,6 +21,10 @@ pub struct DeviceArgs {
     /// Number format of the noise predictor; f32 on a CPU and f16 on a GPU unless given.
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub dtype: Option<DtypeArg>,
+    /// Patches of one call through the network: a number, or auto, for as many as a CPU can use. Results on a
+    /// GPU depend on it: there auto is one, and renders keep to the number that they were begun with.
+    #[arg(long, default_value = "auto", value_name = "N")]
+    pub batch: BatchChoice,
 }
 
 /// A number format as it is typed.
@@ -61,9 +65,10 @@ pub struct WorkerArgs {
     /// unless given.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// Tasks in flight: one computed, the others waiting, so that the device never idles.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub slots: u32,
+    /// Tasks in flight: a batch computed, the others waiting, so that the device never idles. Two batches
+    /// unless given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=128))]
+    pub slots: Option<u32>,
 }
 
 /// Why a worker ended.
@@ -97,8 +102,12 @@ impl WorkerFailure {
 
 /// Loads a model and starts the thread that owns it. Minutes, where there is something to download.
 pub async fn start_device(source: ModelSource, args: &DeviceArgs) -> Result<DeviceThread, WorkerFailure> {
-    let options =
-        LoadOptions { device: args.device, dtype: args.dtype.map(Dtype::from), hub: HubOptions::from_env() };
+    let options = LoadOptions {
+        device: args.device,
+        dtype: args.dtype.map(Dtype::from),
+        batch: args.batch,
+        hub: HubOptions::from_env(),
+    };
     let load = move || model::open(&source, &options);
     // A blocking thread of its own, so that signals get through meanwhile.
     let loaded = tokio::task::spawn_blocking(|| DeviceThread::start(load)).await;
@@ -122,7 +131,7 @@ pub async fn run(args: WorkerArgs, mut asks: Asks) -> Result<Ended, WorkerFailur
     let options = SessionOptions {
         name: args.name.unwrap_or_else(|| default_name(&args.device.device.to_string(), &backend)),
         device: backend,
-        slots: args.slots,
+        slots: args.slots.unwrap_or(device.slots()),
         coordinator: args.connect.coordinator,
         reconnects: true,
     };

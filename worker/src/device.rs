@@ -1,9 +1,11 @@
 //! The thread that owns the device and the model.
 //!
-//! Plain arrays go in, plain arrays come out; no asynchronous code ever touches the device. Jobs run one
-//! at a time in the order they arrive. A job whose asker has gone is skipped. Dropping the handle ends
+//! Plain arrays go in, plain arrays come out; no asynchronous code ever touches the device. Jobs run in the
+//! order they arrive: one at a time, but for patches, of which the backend gets as many together as it likes
+//! and as are there. A job whose asker has gone is skipped. Dropping the handle ends
 //! the thread after the job it is in.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -13,12 +15,22 @@ use gigasmith_proto::convert::{Outcome, TaskFailure};
 use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, Task, TaskResult, TileRules, Wanted};
 use tokio::sync::oneshot;
 
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Patch};
 
 struct Job {
     task: Task,
     conditioning: Option<Arc<Conditioning>>,
     reply: oneshot::Sender<Outcome>,
+}
+
+impl Job {
+    /// The patch that it is of, with what goes with it.
+    fn patch(&self) -> Option<Patch<'_>> {
+        match &self.task {
+            Task::PredictNoise(task) => Some((task, self.conditioning.as_deref()?)),
+            _ => None,
+        }
+    }
 }
 
 /// Why a device thread could not start.
@@ -36,6 +48,7 @@ pub enum StartError<E> {
 #[derive(Debug)]
 pub struct DeviceThread {
     description: ModelDescription,
+    batch: usize,
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -50,9 +63,9 @@ impl DeviceThread {
         let run = move || match load() {
             Ok(mut backend) => {
                 // The other side waits for this message, so it cannot be gone.
-                let _ = ready.send(Ok(backend.describe().clone()));
+                let _ = ready.send(Ok((backend.describe().clone(), backend.batch())));
                 drop(ready);
-                queue.into_iter().for_each(|job| run_job(&mut *backend, job));
+                work_off(&mut *backend, &queue);
             }
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -60,13 +73,19 @@ impl DeviceThread {
         };
         let thread =
             std::thread::Builder::new().name("device".into()).spawn(run).expect("a thread can be started");
-        let description = loaded.recv().map_err(|_| StartError::Panicked)?.map_err(StartError::Load)?;
-        Ok(Self { description, jobs: Some(jobs), thread: Some(thread) })
+        let (description, batch) =
+            loaded.recv().map_err(|_| StartError::Panicked)?.map_err(StartError::Load)?;
+        Ok(Self { description, batch, jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// What the model is.
     pub fn description(&self) -> &ModelDescription {
         &self.description
+    }
+
+    /// Tasks in flight that keep the device busy: one call's patches computed, as many waiting.
+    pub fn slots(&self) -> u32 {
+        2 * self.batch as u32
     }
 
     /// Runs a task. Patches need their conditioning.
@@ -89,42 +108,67 @@ impl Drop for DeviceThread {
     }
 }
 
-fn run_job(backend: &mut dyn Backend, job: Job) {
-    let Job { task, conditioning, reply } = job;
-    if reply.is_closed() {
-        return;
+/// Answers jobs until nobody can ask any more.
+fn work_off(backend: &mut dyn Backend, queue: &mpsc::Receiver<Job>) {
+    let mut waiting = VecDeque::new();
+    while let Some(job) = waiting.pop_front().or_else(|| queue.recv().ok()) {
+        waiting.extend(queue.try_iter());
+        waiting.retain(|job: &Job| !job.reply.is_closed());
+        if job.reply.is_closed() {
+            continue;
+        }
+        let mut jobs = vec![job];
+        while jobs.len() < backend.batch()
+            && jobs[0].patch().is_some()
+            && let Some(next) = waiting.pop_front_if(|next| next.patch().is_some())
+        {
+            jobs.push(next);
+        }
+        run_jobs(backend, jobs);
     }
-    let outcome = catch_unwind(AssertUnwindSafe(|| compute(backend, task, conditioning.as_deref())))
-        .unwrap_or_else(|panic| {
-            let message = panic.downcast_ref::<String>().map(String::as_str);
-            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(TaskFailure { message: format!("the model panicked: {message}"), permanent: false })
-        });
-    // The asker may have gone meanwhile: then nobody wants the answer.
-    let _ = reply.send(outcome);
 }
 
-fn compute(backend: &mut dyn Backend, task: Task, conditioning: Option<&Conditioning>) -> Outcome {
-    let failed =
-        |error: BackendError| TaskFailure { permanent: error.is_permanent(), message: error.to_string() };
-    match task {
-        Task::PredictNoise(task) => {
-            let conditioning = conditioning.ok_or_else(|| TaskFailure {
-                message: "the patch came without its conditioning".into(),
-                permanent: true,
-            })?;
-            backend.predict_noise(&task, conditioning).map(TaskResult::Noise).map_err(failed)
+/// One job, or several patches.
+fn run_jobs(backend: &mut dyn Backend, jobs: Vec<Job>) {
+    let answers = catch_unwind(AssertUnwindSafe(|| match jobs.iter().map(Job::patch).collect() {
+        Some::<Vec<Patch<'_>>>(patches) => {
+            let answers = backend.predict_noises(&patches).into_iter();
+            answers.map(|answer| answer.map(TaskResult::Noise).map_err(failed)).collect()
         }
-        Task::EncodeText { prompt } => backend.encode_text(&prompt).map(TaskResult::Text).map_err(failed),
+        None => jobs.iter().map(|job| compute(backend, &job.task)).collect::<Vec<_>>(),
+    }));
+    let answers = answers.unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        let failure = TaskFailure { message: format!("the model panicked: {message}"), permanent: false };
+        vec![Err(failure); jobs.len()]
+    });
+    for (job, answer) in jobs.into_iter().zip(answers) {
+        // The asker may have gone meanwhile: then nobody wants the answer.
+        let _ = job.reply.send(answer);
+    }
+}
+
+fn failed(error: BackendError) -> TaskFailure {
+    TaskFailure { permanent: error.is_permanent(), message: error.to_string() }
+}
+
+fn compute(backend: &mut dyn Backend, task: &Task) -> Outcome {
+    match task {
+        Task::PredictNoise(_) => {
+            let message = "the patch came without its conditioning".into();
+            Err(TaskFailure { message, permanent: true })
+        }
+        Task::EncodeText { prompt } => backend.encode_text(prompt).map(TaskResult::Text).map_err(failed),
         Task::EncodeTile { image, rules } => {
             let factor = backend.describe().latent_factor as usize;
             let size = (image.height() / factor, image.width() / factor);
-            check_part(&rules, size)?;
+            check_part(rules, size)?;
             let (image, norms) = (image.to_array(), rules.norms.as_deref());
             match rules.wanted {
                 Wanted::Values => {
                     let moments = backend.encode_tile(&image, norms).map_err(failed)?;
-                    Ok(TaskResult::Moments(part_of(&moments, &rules, size, 1)?))
+                    Ok(TaskResult::Moments(part_of(&moments, rules, size, 1)?))
                 }
                 Wanted::Norms => {
                     let found = backend.encoder_norms(&image, norms, rules.part);
@@ -135,15 +179,15 @@ fn compute(backend: &mut dyn Backend, task: Task, conditioning: Option<&Conditio
         Task::DecodeTile { latent, rules } => {
             let factor = backend.describe().latent_factor as usize;
             let size = latent.chw().map_or((0, 0), |(_, height, width)| (height, width));
-            check_part(&rules, size)?;
+            check_part(rules, size)?;
             let norms = rules.norms.as_deref();
             match rules.wanted {
                 Wanted::Values => {
-                    let image = backend.decode_tile(&latent, norms).map_err(failed)?;
-                    Ok(TaskResult::Image(part_of(&image, &rules, size, factor)?))
+                    let image = backend.decode_tile(latent, norms).map_err(failed)?;
+                    Ok(TaskResult::Image(part_of(&image, rules, size, factor)?))
                 }
                 Wanted::Norms => {
-                    let found = backend.decoder_norms(&latent, norms, rules.part);
+                    let found = backend.decoder_norms(latent, norms, rules.part);
                     found.map(TaskResult::Norms).map_err(failed)
                 }
             }

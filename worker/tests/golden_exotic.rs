@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use gigasmith_proto::domain::{Array, Conditioning, NoiseTask, PagScale, PredictionType, TimestepSpacing};
 use gigasmith_worker::backend::Backend;
-use gigasmith_worker::model::{DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load};
+use gigasmith_worker::model::{
+    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load,
+};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -37,8 +39,12 @@ fn open(folder: &Path, scratch: &Path) -> SdxlModel {
     for tokenizer in ["tokenizer", "tokenizer_2"] {
         copy_folder(&golden().join("tiny-sdxl").join(tokenizer), &scratch.join(tokenizer));
     }
-    let options =
-        LoadOptions { device: DeviceChoice::Cpu, dtype: None, hub: HubOptions::from_lookup(|_| None) };
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        dtype: None,
+        batch: BatchChoice::Auto,
+        hub: HubOptions::from_lookup(|_| None),
+    };
     load(&ModelSource::Folder(scratch.to_owned()), &options).unwrap()
 }
 

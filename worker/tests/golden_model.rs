@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use gigasmith_proto::domain::{Array, Conditioning, NoiseTask, PagScale};
 use gigasmith_worker::backend::{Backend, BackendError};
-use gigasmith_worker::model::{DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load};
+use gigasmith_worker::model::{
+    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -17,14 +19,25 @@ fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(path)
 }
 
+fn options() -> LoadOptions {
+    LoadOptions {
+        device: DeviceChoice::Cpu,
+        dtype: None,
+        batch: BatchChoice::Auto,
+        hub: HubOptions::from_lookup(|_| None),
+    }
+}
+
 fn open(source: &str) -> SdxlModel {
-    let options =
-        LoadOptions { device: DeviceChoice::Cpu, dtype: None, hub: HubOptions::from_lookup(|_| None) };
-    load(&ModelSource::parse(source).unwrap(), &options).unwrap()
+    load(&ModelSource::parse(source).unwrap(), &options()).unwrap()
+}
+
+fn tiny_source() -> ModelSource {
+    ModelSource::parse(golden("tiny-sdxl").to_str().unwrap()).unwrap()
 }
 
 fn tiny() -> SdxlModel {
-    open(golden("tiny-sdxl").to_str().unwrap())
+    load(&tiny_source(), &options()).unwrap()
 }
 
 /// One recorded case.
@@ -252,6 +265,37 @@ fn answers_are_the_same_to_the_bit() {
     let alone = on(1, &task);
     task.pag = Some(PagScale { scale: 3.0, blocks: Vec::new() });
     assert!(alone == on(2, &task), "the other rows changed the result");
+}
+
+/// Patches that differ in everything, some of which can't go together, and one that can't go at all.
+#[test]
+fn patches_in_one_call_have_the_answers_that_they_have_alone() {
+    let case = Case::read("pag");
+    let conditioning = case.conditioning();
+    let other = Conditioning { negative: None, ..conditioning.clone() };
+    let row = &case.json["plan"][0];
+    let ids: [f32; 6] = case.get("patch00000.time_ids").data()[..6].try_into().unwrap();
+    let first = case.task(case.get("patch00000.input"), row[1].as_u64().unwrap(), ids, &conditioning);
+    let mut tasks = vec![(first.clone(), &conditioning); 6];
+    tasks[1].0.timestep = 7;
+    tasks[1].0.time_ids[2] += 32.0;
+    tasks[2].0.latent = case.get("patch00001.input").into();
+    tasks[3].0.pag = None;
+    (tasks[4].0.guidance_scale, tasks[4].1) = (1.0, &other);
+    tasks[5].1 = &other;
+    let mut alone = tiny();
+    let alone = tasks.iter().map(|(task, conditioning)| alone.predict_noise(task, conditioning));
+    let alone: Vec<_> = alone.map(|answer| answer.map_err(|e| e.to_string())).collect();
+    assert!(alone[5].as_ref().unwrap_err().contains("needs a negative conditioning"));
+    assert!(alone[..5].iter().all(Result::is_ok));
+    for batch in [2, 8] {
+        let options = LoadOptions { batch: BatchChoice::Patches(batch), ..options() };
+        let mut model = load(&tiny_source(), &options).unwrap();
+        let patches: Vec<_> = tasks.iter().map(|(task, conditioning)| (task, *conditioning)).collect();
+        let answers =
+            model.predict_noises(&patches).into_iter().map(|answer| answer.map_err(|e| e.to_string()));
+        assert!(alone == answers.collect::<Vec<_>>(), "batches of {batch} changed a result");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::model::{
-    DeviceChoice, HubError, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, load,
+    BatchChoice, DeviceChoice, HubError, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, load,
 };
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -124,7 +124,7 @@ fn options(cache: &Path, endpoint: &str) -> HubOptions {
 }
 
 fn open(id: &str, hub: HubOptions) -> Result<SdxlModel, LoadError> {
-    let options = LoadOptions { device: DeviceChoice::Cpu, dtype: None, hub };
+    let options = LoadOptions { device: DeviceChoice::Cpu, dtype: None, batch: BatchChoice::Auto, hub };
     load(&ModelSource::parse(id).unwrap(), &options)
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use gigasmith_proto::domain::{Array, Conditioning, Dtype, NoiseTask};
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::model::{
-    DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, load,
+    BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, load,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -41,7 +41,12 @@ fn model() -> TempDir {
 }
 
 fn open_as(folder: &Path, dtype: Option<Dtype>) -> Result<SdxlModel, LoadError> {
-    let options = LoadOptions { device: DeviceChoice::Cpu, dtype, hub: HubOptions::from_lookup(|_| None) };
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        dtype,
+        batch: BatchChoice::Auto,
+        hub: HubOptions::from_lookup(|_| None),
+    };
     load(&ModelSource::Folder(folder.to_owned()), &options)
 }
 

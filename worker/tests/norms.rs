@@ -8,14 +8,18 @@ use gigasmith_proto::domain::{Array, Pixels, Rect, Task, TaskResult, TileRules, 
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::device::DeviceThread;
 use gigasmith_worker::model::{
-    DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, load,
+    BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, load,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 fn open(source: ModelSource) -> SdxlModel {
-    let options =
-        LoadOptions { device: DeviceChoice::Cpu, dtype: None, hub: HubOptions::from_lookup(|_| None) };
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        dtype: None,
+        batch: BatchChoice::Auto,
+        hub: HubOptions::from_lookup(|_| None),
+    };
     load(&source, &options).unwrap()
 }
 

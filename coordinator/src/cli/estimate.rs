@@ -72,7 +72,7 @@ pub(super) async fn run(args: EstimateArgs) -> Result<(), Failure> {
     };
     let crew = Crew {
         workers: args.workers.into(),
-        slots: SLOTS,
+        slots: device.slots().into(),
         seconds_per_patch: patch,
         seconds_per_tile: tile,
         format,

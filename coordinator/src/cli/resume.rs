@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::cli::{DeviceArgs, DtypeArg};
-use gigasmith_worker::model::{DeviceChoice, ModelSource};
+use gigasmith_worker::model::{BatchChoice, DeviceChoice, ModelSource};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
@@ -48,6 +48,10 @@ pub(super) struct ResumeArgs {
     /// Number format of the noise predictor: the one that the render was begun in unless given.
     #[arg(long, value_enum, value_name = "DTYPE")]
     dtype: Option<DtypeArg>,
+    /// Patches of one call through the network: a number, or auto; on a GPU the number that the render was
+    /// begun with unless given.
+    #[arg(long, value_name = "N")]
+    batch: Option<BatchChoice>,
     #[command(flatten)]
     keep: KeepArgs,
     /// No progress.
@@ -58,7 +62,11 @@ pub(super) struct ResumeArgs {
 /// Goes on with a render to its end.
 pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(), Failure> {
     let model = args.model.as_ref().map(|m| format!(" --model {}", quoted(m)));
-    let given = DeviceArgs { device: args.device.unwrap_or(DeviceChoice::Auto), dtype: args.dtype };
+    let given = DeviceArgs {
+        device: args.device.unwrap_or(DeviceChoice::Auto),
+        dtype: args.dtype,
+        batch: args.batch.unwrap_or_default(),
+    };
     let flags = model.unwrap_or_default() + &worker::flags(&given) + &args.scratch.flag();
     open_existing(&args.store)?;
     let scratch = args.scratch.of(args.output.as_deref().unwrap_or(Path::new(".")))?;
@@ -118,6 +126,11 @@ impl ResumeArgs {
         });
         // A stand-in is of no kind that could be asked for.
         let device = self.device.or_else(|| class?.backend.parse().ok());
-        DeviceArgs { device: device.unwrap_or(DeviceChoice::Auto), dtype: self.dtype.or(dtype) }
+        let batch = self.batch.or_else(|| Some(BatchChoice::of_class(class?)));
+        DeviceArgs {
+            device: device.unwrap_or(DeviceChoice::Auto),
+            dtype: self.dtype.or(dtype),
+            batch: batch.unwrap_or_default(),
+        }
     }
 }

@@ -4,14 +4,11 @@ use std::sync::Arc;
 
 use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::cli::{DeviceArgs, start_device};
-use gigasmith_worker::model::{DeviceChoice, ModelSource};
+use gigasmith_worker::model::{BatchChoice, DeviceChoice, ModelSource};
 use gigasmith_worker::session::SessionOptions;
 
 use super::failure::Failure;
 use crate::embedded::EmbeddedFarm;
-
-/// Tasks in flight to the embedded worker: one computed, one waiting.
-const SLOTS: u32 = 2;
 
 /// The arguments as flags, where they are not the defaults.
 pub(super) fn flags(args: &DeviceArgs) -> String {
@@ -20,7 +17,11 @@ pub(super) fn flags(args: &DeviceArgs) -> String {
         device => format!(" --device {device}"),
     };
     let dtype = args.dtype.map(|d| format!(" --dtype {}", Dtype::from(d)));
-    device + &dtype.unwrap_or_default()
+    let batch = match args.batch {
+        BatchChoice::Auto => String::new(),
+        batch => format!(" --batch {batch}"),
+    };
+    device + &dtype.unwrap_or_default() + &batch
 }
 
 /// Loads a model, downloading it where need be, and starts a farm of one on it.
@@ -30,7 +31,7 @@ pub(super) async fn start(source: ModelSource, args: &DeviceArgs) -> Result<Embe
     let session = SessionOptions {
         name: "embedded".into(),
         device: name,
-        slots: SLOTS,
+        slots: device.slots(),
         coordinator: "embedded".into(),
         reconnects: false,
     };

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use gigasmith_proto::domain::Array;
+use multiversion::multiversion;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use rustfft::num_complex::Complex;
 use rustfft::{Fft, FftPlanner};
@@ -42,6 +43,9 @@ impl Guide {
         latent
     }
 }
+
+/// Columns of a spectrum that are transformed together: a row of them fills a line of the cache.
+const COLUMNS: usize = 8;
 
 /// Two-dimensional real transforms of one size, and the room they need.
 struct Transforms {
@@ -79,7 +83,7 @@ impl PhaseMixer {
         let spectrum = height * (width / 2 + 1);
         self.own.resize(spectrum, Complex::default());
         self.guide.resize(spectrum, Complex::default());
-        self.column.resize(height, Complex::default());
+        self.column.resize(COLUMNS * height, Complex::default());
         self.scratch.resize(transforms.scratch_len(), Complex::default());
         let area = size.area();
         for (x, g) in latent.data_mut().chunks_exact_mut(area).zip(guide.data_mut().chunks_exact_mut(area)) {
@@ -141,12 +145,21 @@ impl Transforms {
     }
 
     fn columns(&self, fft: &dyn Fft<f32>, spectrum: &mut [Complex<f32>], room: &mut Room<'_>) {
-        let bins = self.size.width / 2 + 1;
-        let (column, scratch) = room;
-        for bin in 0..bins {
-            column.iter_mut().zip(spectrum[bin..].iter().step_by(bins)).for_each(|(c, &s)| *c = s);
-            fft.process_with_scratch(column, &mut scratch[..fft.get_inplace_scratch_len()]);
-            spectrum[bin..].iter_mut().step_by(bins).zip(column.iter()).for_each(|(s, &c)| *s = c);
+        let LatentSize { height, width } = self.size;
+        let bins = width / 2 + 1;
+        let (columns, scratch) = room;
+        for first in (0..bins).step_by(COLUMNS) {
+            let count = COLUMNS.min(bins - first);
+            let columns = &mut columns[..count * height];
+            for (y, row) in spectrum.chunks_exact(bins).enumerate() {
+                let row = &row[first..first + count];
+                columns[y..].iter_mut().step_by(height).zip(row).for_each(|(c, s)| *c = *s);
+            }
+            fft.process_with_scratch(columns, &mut scratch[..fft.get_inplace_scratch_len()]);
+            for (y, row) in spectrum.chunks_exact_mut(bins).enumerate() {
+                let row = &mut row[first..first + count];
+                row.iter_mut().zip(columns[y..].iter().step_by(height)).for_each(|(s, c)| *s = *c);
+            }
         }
     }
 }
@@ -162,10 +175,16 @@ fn mix_spectra(own: &mut [Complex<f32>], guide: &[Complex<f32>], size: LatentSiz
     let decided: Vec<(usize, f32)> = real
         .map(|at| (at, if (own[at].re < 0.0) == (guide[at].re < 0.0) { own[at].re } else { 0.0 }))
         .collect();
+    turn_phases(own, guide);
+    decided.into_iter().for_each(|(at, value)| own[at] = Complex::new(value, 0.0));
+}
+
+/// |F| times the phase of F/|F| + G/|G|, in every bin.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "aarch64+neon"))]
+fn turn_phases(own: &mut [Complex<f32>], guide: &[Complex<f32>]) {
     for (f, &g) in own.iter_mut().zip(guide) {
         *f = unit(unit(*f) + unit(g)) * magnitude(*f);
     }
-    decided.into_iter().for_each(|(at, value)| own[at] = Complex::new(value, 0.0));
 }
 
 /// Frequencies that are their own negative: 0, and half the length when that is even.
@@ -174,15 +193,18 @@ fn half_points(length: usize) -> impl Iterator<Item = usize> + Clone {
 }
 
 /// |z|, by operations that every machine rounds alike (`hypot` is not one).
-#[inline]
+#[inline(always)]
 fn magnitude(z: Complex<f32>) -> f32 {
     z.norm_sqr().sqrt()
 }
 
-#[inline]
+#[inline(always)]
 fn unit(z: Complex<f32>) -> Complex<f32> {
     let norm = magnitude(z);
-    if norm > 0.0 { z / norm } else { Complex::new(1.0, 0.0) }
+    // Both are computed, and one is taken: vectors do not branch.
+    let quotient = z / norm;
+    let is_positive = norm > 0.0;
+    Complex::new(if is_positive { quotient.re } else { 1.0 }, if is_positive { quotient.im } else { 0.0 })
 }
 
 #[cfg(test)]

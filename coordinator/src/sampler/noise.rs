@@ -5,6 +5,7 @@
 //! IEEE machine rounds alike: the same seed gives the same noise everywhere.
 
 use gigasmith_proto::domain::Array;
+use multiversion::multiversion;
 
 use super::philox::{Philox, Purpose};
 use super::units::{LatentSize, Window};
@@ -58,7 +59,7 @@ pub struct CounterNoise {
 }
 
 impl CounterNoise {
-    /// The values in a window. Four columns of one row and channel share a Philox call.
+    /// The values in a window. Four columns of one row and channel share a Philox position.
     fn window(&self, window: Window) -> Array {
         let mut data = Vec::with_capacity(self.channels * window.area());
         for channel in 0..self.channels {
@@ -72,22 +73,33 @@ impl CounterNoise {
     fn row(&self, channel: usize, row: usize, left: usize, right: usize, out: &mut Vec<f32>) {
         // 2^24 rows, 2^26 groups of columns, 2^14 channels.
         let base = (channel as u64) << 50 | (row as u64) << 26;
-        for group in left / 4..right.div_ceil(4) {
-            let [a, b, c, d] = self.philox.at(base | group as u64);
-            let ((p, q), (r, s)) = (normal_pair(a, b), normal_pair(c, d));
+        let mut values = [[0f32; 4]; GROUPS];
+        for group in (left / 4..right.div_ceil(4)).step_by(GROUPS) {
+            normals(&self.philox, base | group as u64, &mut values);
             let first = group * 4;
-            if first >= left && first + 4 <= right {
-                out.extend_from_slice(&[p, q, r, s]);
-            } else {
-                let inside = |(i, _): &(usize, f32)| (left..right).contains(&(first + i));
-                out.extend([p, q, r, s].into_iter().enumerate().filter(inside).map(|(_, v)| v));
-            }
+            let inside = left.max(first) - first..(right - first).min(4 * GROUPS);
+            out.extend_from_slice(&values.as_flattened()[inside]);
         }
     }
 }
 
+/// Groups of four columns that are computed together: vectors of any machine fit in.
+const GROUPS: usize = 32;
+
+/// The four normals of every position from `position` on. The same on every instruction set: there is nothing
+/// in it that one of them could round differently.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "aarch64+neon"))]
+fn normals(philox: &Philox, position: u64, out: &mut [[f32; 4]; GROUPS]) {
+    let [a, b, c, d] = philox.run::<GROUPS>(position);
+    let words = a.iter().zip(&b).zip(c.iter().zip(&d));
+    for (out, ((a, b), (c, d))) in out.iter_mut().zip(words) {
+        let ((p, q), (r, s)) = (normal_pair(*a, *b), normal_pair(*c, *d));
+        *out = [p, q, r, s];
+    }
+}
+
 /// Two independent standard normals from two random words (Box and Muller, 1958).
-#[inline]
+#[inline(always)]
 fn normal_pair(a: u32, b: u32) -> (f32, f32) {
     // 24 bits each, exact in f32: the radius from (0, 1], the angle from [0, 1) of a turn.
     let u = ((a >> 8) + 1) as f32 * (1.0 / 16_777_216.0);
@@ -98,7 +110,7 @@ fn normal_pair(a: u32, b: u32) -> (f32, f32) {
 
 /// Natural logarithm of a normal positive number, within 2 ulp: exponent times ln 2 plus the series of
 /// `2 atanh((m - 1) / (m + 1))` over a mantissa m in [sqrt(1/2), sqrt(2)).
-#[inline]
+#[inline(always)]
 fn ln(x: f32) -> f32 {
     const SQRT_HALF_BITS: u32 = 0x3f35_04f3;
     let bits = x.to_bits().wrapping_sub(SQRT_HALF_BITS);
@@ -112,22 +124,22 @@ fn ln(x: f32) -> f32 {
 
 /// Sine and cosine of a fraction of a turn in [0, 1), within 2e-7: Taylor series on an eighth of a turn
 /// either way.
-#[inline]
+#[inline(always)]
 fn sin_cos_turn(turn: f32) -> (f32, f32) {
-    let quarter = (turn * 4.0 + 0.5).floor();
-    let x = (turn - quarter * 0.25) * std::f32::consts::TAU;
+    // Of what is not negative, the whole part is the floor.
+    let quarter = (turn * 4.0 + 0.5) as i32;
+    let x = (turn - quarter as f32 * 0.25) * std::f32::consts::TAU;
     let z = x * x;
     let sin = x
         * (1.0
             - z * (1.0 / 6.0)
                 * (1.0 - z * (1.0 / 20.0) * (1.0 - z * (1.0 / 42.0) * (1.0 - z * (1.0 / 72.0)))));
     let cos = 1.0 - z * 0.5 * (1.0 - z * (1.0 / 12.0) * (1.0 - z * (1.0 / 30.0) * (1.0 - z * (1.0 / 56.0))));
-    match quarter as u32 & 3 {
-        0 => (sin, cos),
-        1 => (cos, -sin),
-        2 => (-sin, -cos),
-        _ => (-cos, sin),
-    }
+    // (sin, cos), (cos, -sin), (-sin, -cos), (-cos, sin), without a branch.
+    let quarter = quarter as u32;
+    let (first, second) = if quarter & 1 == 0 { (sin, cos) } else { (cos, sin) };
+    let negated = |v: f32, sign: u32| f32::from_bits(v.to_bits() ^ (sign & 2) << 30);
+    (negated(first, quarter), negated(second, quarter + 1))
 }
 
 #[cfg(test)]

@@ -39,6 +39,30 @@ impl Philox {
         rounds([position as u32, (position >> 32) as u32, tag, 0], self.key)
     }
 
+    /// The random words at `position` and the N - 1 after it: first words, second words and so on. What
+    /// [`Self::at`] says of each, in loops that a compiler makes vectors of.
+    #[inline(always)]
+    pub fn run<const N: usize>(&self, position: u64) -> [[u32; N]; 4] {
+        let tag = self.stage << 8 | self.purpose;
+        let mut counter = [[0; N], [0; N], [tag; N], [0; N]];
+        for i in 0..N {
+            let position = position.wrapping_add(i as u64);
+            (counter[0][i], counter[1][i]) = (position as u32, (position >> 32) as u32);
+        }
+        let mut key = self.key;
+        for _ in 0..10 {
+            for i in 0..N {
+                let words = [counter[0][i], counter[1][i], counter[2][i], counter[3][i]];
+                let words = round(words, key);
+                for (column, word) in counter.iter_mut().zip(words) {
+                    column[i] = word;
+                }
+            }
+            key = next_key(key);
+        }
+        counter
+    }
+
     /// A uniform integer in `0..n` at a position, by multiply and shift (bias below 2^-64 n).
     pub fn below(&self, position: u64, n: u64) -> u64 {
         let [a, b, ..] = self.at(position);
@@ -50,17 +74,22 @@ impl Philox {
 #[inline]
 fn rounds(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
-        let a = u64::from(counter[0]) * 0xD251_1F53;
-        let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        counter = round(counter, key);
+        key = next_key(key);
     }
     counter
+}
+
+#[inline(always)]
+fn round(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let a = u64::from(counter[0]) * 0xD251_1F53;
+    let b = u64::from(counter[2]) * 0xCD9E_8D57;
+    [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32]
+}
+
+#[inline(always)]
+fn next_key(key: [u32; 2]) -> [u32; 2] {
+    [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)]
 }
 
 #[cfg(test)]

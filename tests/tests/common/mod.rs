@@ -16,7 +16,9 @@ use gigasmith_proto::domain::{
 };
 use gigasmith_worker::backend::{Backend, BackendError};
 use gigasmith_worker::device::DeviceThread;
-use gigasmith_worker::model::{self, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource};
+use gigasmith_worker::model::{
+    self, BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource,
+};
 use gigasmith_worker::session::SessionOptions;
 
 /// A file or folder under `tests/golden`.
@@ -27,8 +29,12 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 /// A farm of one on a CPU with the named model.
 pub(crate) fn farm_of(model: &str) -> EmbeddedFarm {
     let source = ModelSource::parse(model).expect("the model is known");
-    let options =
-        LoadOptions { device: DeviceChoice::Cpu, dtype: Some(Dtype::F32), hub: HubOptions::from_env() };
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        dtype: Some(Dtype::F32),
+        batch: BatchChoice::Auto,
+        hub: HubOptions::from_env(),
+    };
     farm_with(move || model::open(&source, &options))
 }
 

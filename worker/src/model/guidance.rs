@@ -49,14 +49,14 @@ fn phrase(known: &[String]) -> String {
 /// - `e = e_pos + (g - 1) (e_pos - e_neg) + p (e_pos - e_pert)` (Ahn et al., arXiv 2403.17377,
 ///   section 4.3)
 /// - `e = e_pos + p (e_pos - e_pert)` where g <= 1
-pub(crate) fn combine(task: &NoiseTask, rows: &[f32]) -> Vec<f32> {
+pub(crate) fn combine(task: &NoiseTask, rows: &[&[f32]]) -> Vec<f32> {
     let g = task.guidance_scale;
-    let n = rows.len() / task.rows();
-    let row = |i: usize| &rows[i * n..(i + 1) * n];
+    let n = rows[0].len();
+    let row = |i: usize| rows[i];
     let p = task.pag.as_ref().map(|pag| pag.scale);
     let each = |f: &dyn Fn(usize) -> f32| (0..n).map(f).collect();
     match (task.uses_negative(), p) {
-        (false, None) => rows.to_vec(),
+        (false, None) => row(0).to_vec(),
         (true, None) => {
             let (neg, pos) = (row(0), row(1));
             each(&|i| neg[i] + g * (pos[i] - neg[i]))
@@ -108,9 +108,11 @@ mod tests {
             pag: pag.cloned(),
         };
         let (neg, pos, pert) = (1.0, 2.0, 5.0);
-        assert_eq!(combine(&task(1.0, None), &[pos]), [2.0]);
-        assert_eq!(combine(&task(7.5, None), &[neg, pos]), [1.0 + 7.5]);
-        assert_eq!(combine(&task(5.0, Some(&pag)), &[neg, pos, pert]), [2.0 + 4.0 - 9.0]);
-        assert_eq!(combine(&task(1.0, Some(&pag)), &[pos, pert]), [2.0 - 9.0]);
+        let combine =
+            |task: NoiseTask, rows: &[f32]| combine(&task, &rows.chunks(1).collect::<Vec<_>>());
+        assert_eq!(combine(task(1.0, None), &[pos]), [2.0]);
+        assert_eq!(combine(task(7.5, None), &[neg, pos]), [1.0 + 7.5]);
+        assert_eq!(combine(task(5.0, Some(&pag)), &[neg, pos, pert]), [2.0 + 4.0 - 9.0]);
+        assert_eq!(combine(task(1.0, Some(&pag)), &[pos, pert]), [2.0 - 9.0]);
     }
 }

@@ -29,5 +29,5 @@ mod weights;
 pub use error::LoadError;
 pub use hub::{HubError, HubOptions};
 pub use sdxl::{LoadOptions, SdxlModel, load, open};
-pub use select::DeviceChoice;
+pub use select::{BatchChoice, DeviceChoice};
 pub use source::ModelSource;

@@ -19,14 +19,14 @@ use super::guidance::{combine, resolve_blocks};
 use super::hub::{self, HubOptions};
 use super::kernels::working_dtype;
 use super::norms::Norms;
-use super::select::{DeviceChoice, candle_dtype, dtype_for, numeric_class};
+use super::select::{BatchChoice, DeviceChoice, candle_dtype, dtype_for, numeric_class};
 use super::source::ModelSource;
 use super::tokenizer::Tokenizer;
 use super::unet::{Perturbed, Unet, UnetInput, pag_names};
 use super::vae::Vae;
 use super::weights::{Mode, Weights};
 use super::{layout, pocket};
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Patch};
 use crate::synthetic::Synthetic;
 
 /// How to load a model.
@@ -36,6 +36,8 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// What to compute in; `None` for f32 on a CPU and f16 on a GPU.
     pub dtype: Option<Dtype>,
+    /// How many patches go through the network together.
+    pub batch: BatchChoice,
     /// How to reach the hub.
     pub hub: HubOptions,
 }
@@ -66,7 +68,7 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<SdxlModel, Lo
     {
         return Err(LoadError::NotAModel(path.clone()));
     }
-    SdxlModel::open(&files, source.name(), device, dtype)
+    SdxlModel::open(&files, source.name(), device, (dtype, options.batch))
 }
 
 /// The configurations of all components.
@@ -128,6 +130,8 @@ struct Text([ClipText; 2]);
 pub struct SdxlModel {
     device: Device,
     dtype: DType,
+    /// Patches of a call, at most; on a GPU always.
+    batch: usize,
     configs: Configs,
     /// In the order of [`layout::WEIGHTED`].
     weights: [Weights; 4],
@@ -143,7 +147,12 @@ const UNET: usize = 2;
 const VAE: usize = 3;
 
 impl SdxlModel {
-    fn open(files: &ModelFiles, name: String, device: Device, dtype: Dtype) -> Result<Self, LoadError> {
+    fn open(
+        files: &ModelFiles,
+        name: String,
+        device: Device,
+        (dtype, batch): (Dtype, BatchChoice),
+    ) -> Result<Self, LoadError> {
         let index = ModelIndex::read(files)?;
         let presets = PresetFile::read(files)?;
         let schedule = read_schedule(files)?;
@@ -159,14 +168,15 @@ impl SdxlModel {
         };
         let tokenizers =
             [tokenizer("tokenizer", &configs.text[0])?, tokenizer("tokenizer_2", &configs.text[1])?];
-        let memory = device_bytes(&device, dtype, &configs, &weights);
+        let batch = batch.patches(&device, configs.unet.sample_size);
+        let memory = device_bytes((&device, dtype), batch, &configs, &weights);
         if device.is_cpu() {
             crate::memory::keep(memory.working);
         }
         let description = ModelDescription {
             name,
             fingerprints: fingerprints(files, &weights, &tokenizers)?,
-            numeric_class: numeric_class(&device, dtype),
+            numeric_class: numeric_class(&device, dtype, batch),
             patch_side: configs.unet.sample_size as u32,
             latent_channels: configs.unet.in_channels as u32,
             latent_factor: configs.vae.factor() as u32,
@@ -185,6 +195,7 @@ impl SdxlModel {
         let model = Self {
             device,
             dtype,
+            batch,
             configs,
             weights,
             tokenizers,
@@ -278,8 +289,14 @@ impl SdxlModel {
         }
     }
 
-    /// A batch row each for the negative (where it is needed), the prompt, and the perturbed prompt.
-    fn batch(&self, task: &NoiseTask, conditioning: &Conditioning) -> Result<[Tensor; 3], BackendError> {
+    /// What a patch needs to go through the network, if it is one for this model.
+    fn check_patch<'a>(&self, (task, conditioning): Patch<'a>) -> Result<Checked<'a>, BackendError> {
+        let channels = self.configs.unet.in_channels;
+        if !matches!(task.latent.chw(), Some((c, h, w)) if c == channels && h > 0 && w > 0) {
+            return Err(shape("the latent", &task.latent, format!("({channels}, height, width)")));
+        }
+        let names = task.pag.as_ref().map_or(&[][..], |pag| &pag.blocks);
+        let perturbed = resolve_blocks(names, &self.description.pag_blocks)?;
         let mut text = Vec::new();
         if task.uses_negative() {
             let missing = BackendError::MissingNegative { guidance_scale: task.guidance_scale };
@@ -302,17 +319,75 @@ impl SdxlModel {
                 return Err(shape("the pooled text state", pooled, format!("({pooled_width})")));
             }
         }
-        let stack = |arrays: Vec<&Array>| -> candle_core::Result<Tensor> {
-            let rows: Vec<Tensor> = arrays.into_iter().map(|a| self.tensor(a)).collect::<Result<_, _>>()?;
-            Tensor::cat(&rows, 0)
-        };
-        let build = || {
+        Ok(Checked { task, text, perturbed })
+    }
+
+    /// The guided outputs of patches that go together, in one call.
+    fn run_patches(&mut self, patches: &[&Checked<'_>]) -> Result<Vec<Array>, BackendError> {
+        self.text = None;
+        if !self.device.is_cpu() {
+            self.vae = None;
+        }
+        if self.unet.is_none() {
+            self.unet = Some(self.build_unet(Mode::Read)?);
+        }
+        let unet = self.unet.as_ref().expect("placed above");
+        let compute = || -> candle_core::Result<Vec<f32>> {
+            // A row of every patch for the negative (where it is needed), then for the prompt, then for the
+            // perturbed prompt.
+            let rows =
+                || (0..patches[0].text.len()).flat_map(|i| patches.iter().map(move |p| (*p, p.text[i])));
+            let stack = |arrays: Vec<&Array>| -> candle_core::Result<Tensor> {
+                let shape: Vec<usize> = [arrays.len()].iter().chain(arrays[0].shape()).copied().collect();
+                let values: Vec<f32> = arrays.iter().flat_map(|a| a.data()).copied().collect();
+                Tensor::from_vec(values, shape, &self.device)
+            };
             let dtype = working_dtype(&self.device, self.dtype);
-            let states = stack(text.iter().map(|t| t.0).collect())?.to_dtype(dtype)?;
-            let pooled = stack(text.iter().map(|t| t.1).collect())?;
-            Ok([stack(vec![&task.latent; text.len()])?, states, pooled])
+            let latents = stack(rows().map(|(p, _)| &*p.task.latent).collect())?;
+            let states = stack(rows().map(|(_, text)| text.0).collect())?.to_dtype(dtype)?;
+            let pooled = stack(rows().map(|(_, text)| text.1).collect())?;
+            let timesteps: Vec<f32> = rows().map(|(p, _)| p.task.timestep as f32).collect();
+            let time_ids: Vec<[f32; 6]> = rows().map(|(p, _)| p.task.time_ids).collect();
+            let input = UnetInput {
+                latents: &latents,
+                timesteps: &timesteps,
+                states: &states,
+                pooled: &pooled,
+                time_ids: &time_ids,
+                perturbed: Perturbed { names: &patches[0].perturbed, rows: patches.len() },
+            };
+            unet.forward(&input)?.flatten_all()?.to_vec1::<f32>()
         };
-        build().map_err(|e| device_error("noise", &e))
+        let outputs = compute().map_err(|e| device_error("noise", &e))?;
+        let length = patches[0].task.latent.data().len();
+        let outputs: Vec<&[f32]> = outputs.chunks_exact(length).collect();
+        let guided = patches.iter().enumerate().map(|(i, patch)| {
+            let rows: Vec<&[f32]> = outputs.iter().skip(i).step_by(patches.len()).copied().collect();
+            let shape = patch.task.latent.shape().to_vec();
+            Array::new(shape, combine(patch.task, &rows)).expect("guidance keeps the size of a row")
+        });
+        Ok(guided.collect())
+    }
+}
+
+/// A patch that fits the model.
+#[derive(Debug)]
+struct Checked<'a> {
+    task: &'a NoiseTask,
+    /// Text states and pooled text of each of its rows.
+    text: Vec<(&'a Array, &'a Array)>,
+    /// Self-attentions that are the identity in its last row.
+    perturbed: Vec<String>,
+}
+
+impl Checked<'_> {
+    /// Whether both can go through the network in one call: in one batch of tensors, perturbed alike.
+    fn goes_with(&self, other: &Self) -> bool {
+        self.task.latent.shape() == other.task.latent.shape()
+            && self.text.len() == other.text.len()
+            && self.task.pag.is_some() == other.task.pag.is_some()
+            && self.perturbed == other.perturbed
+            && self.text[0].0.shape() == other.text[0].0.shape()
     }
 }
 
@@ -346,33 +421,43 @@ impl Backend for SdxlModel {
         task: &NoiseTask,
         conditioning: &Conditioning,
     ) -> Result<Array, BackendError> {
-        let channels = self.configs.unet.in_channels;
-        if !matches!(task.latent.chw(), Some((c, h, w)) if c == channels && h > 0 && w > 0) {
-            return Err(shape("the latent", &task.latent, format!("({channels}, height, width)")));
+        self.predict_noises(&[(task, conditioning)]).pop().expect("an answer to every patch")
+    }
+
+    fn batch(&self) -> usize {
+        self.batch
+    }
+
+    fn predict_noises(&mut self, patches: &[Patch<'_>]) -> Vec<Result<Array, BackendError>> {
+        let checked: Vec<_> = patches.iter().map(|patch| self.check_patch(*patch)).collect();
+        let mut answers: Vec<Option<Result<Array, BackendError>>> = patches.iter().map(|_| None).collect();
+        for (i, patch) in checked.iter().enumerate() {
+            let Ok(first) = patch else { continue };
+            if answers[i].is_some() {
+                continue;
+            }
+            let goes = |j: &usize| {
+                answers[*j].is_none() && checked[*j].as_ref().is_ok_and(|other| other.goes_with(first))
+            };
+            let chosen: Vec<usize> = (i..patches.len()).filter(goes).take(self.batch).collect();
+            let mut group: Vec<&Checked<'_>> =
+                chosen.iter().map(|j| checked[*j].as_ref().expect("chosen among them")).collect();
+            if !self.device.is_cpu() {
+                // A library may take other kernels for other sizes of a batch: so there is only one size.
+                group.resize(self.batch, group[0]);
+            }
+            match self.run_patches(&group) {
+                Ok(guided) => {
+                    chosen.iter().zip(guided).for_each(|(j, guided)| answers[*j] = Some(Ok(guided)))
+                }
+                Err(error) => answers[i] = Some(Err(error)),
+            }
         }
-        let names = task.pag.as_ref().map_or(&[][..], |pag| &pag.blocks);
-        let perturbed = resolve_blocks(names, &self.description.pag_blocks)?;
-        let [latents, states, pooled] = self.batch(task, conditioning)?;
-        self.text = None;
-        if !self.device.is_cpu() {
-            self.vae = None;
-        }
-        if self.unet.is_none() {
-            self.unet = Some(self.build_unet(Mode::Read)?);
-        }
-        let unet = self.unet.as_ref().expect("placed above");
-        let input = UnetInput {
-            latents: &latents,
-            timestep: task.timestep as f32,
-            states: &states,
-            pooled: &pooled,
-            time_ids: task.time_ids,
-            perturbed: Perturbed(&perturbed),
+        let answer = |(checked, answer): (Result<_, _>, Option<_>)| match checked {
+            Ok(_) => answer.expect("every patch that fits was run"),
+            Err(error) => Err(error),
         };
-        let rows = unet.forward(&input).and_then(|e| e.flatten_all()?.to_vec1::<f32>());
-        let rows = rows.map_err(|e| device_error("noise", &e))?;
-        let shape = task.latent.shape().to_vec();
-        Ok(Array::new(shape, combine(task, &rows)).expect("guidance keeps the size of a row"))
+        checked.into_iter().zip(answers).map(answer).collect()
     }
 
     fn encode_tile(&mut self, image: &Array, norms: Option<&Array>) -> Result<Array, BackendError> {
@@ -450,9 +535,14 @@ fn device_error(what: &'static str, error: &candle_core::Error) -> BackendError 
 const WHOLE_PIXELS: u64 = 1 << 20;
 
 /// About what the device must hold at most: the weights that are placed together, and the largest of what a
-/// patch (two rows: with guidance) and a tile need beside them. The factors are what tensors of full
+/// call's patches (two rows each: with guidance) and a tile need beside them. The factors are what tensors of full
 /// resolution there are at a time.
-fn device_bytes(device: &Device, dtype: Dtype, configs: &Configs, weights: &[Weights; 4]) -> Memory {
+fn device_bytes(
+    (device, dtype): (&Device, Dtype),
+    batch: usize,
+    configs: &Configs,
+    weights: &[Weights; 4],
+) -> Memory {
     let size = |dtype: DType| dtype.size_in_bytes() as u64;
     let unet_dtype = candle_dtype(dtype);
     let vae_dtype =
@@ -464,8 +554,13 @@ fn device_bytes(device: &Device, dtype: Dtype, configs: &Configs, weights: &[Wei
     // A GPU gives the VAE up when patches start, and patches when the VAE is needed stay.
     let placed = text.max(unet + vae);
     let side = configs.unet.sample_size as u64;
-    let patch =
-        2 * side * side * configs.unet.base_channels as u64 * size(working_dtype(device, unet_dtype)) * 20;
+    let patch = batch as u64
+        * 2
+        * side
+        * side
+        * configs.unet.base_channels as u64
+        * size(working_dtype(device, unet_dtype))
+        * 20;
     let channels = configs.vae.block_out_channels.iter().take(2).max().copied().unwrap_or(0) as u64;
     let pixels = WHOLE_PIXELS.max((configs.vae.sample_size as u64).pow(2));
     let tile = pixels * channels * size(working_dtype(device, vae_dtype)) * 7 / 2;

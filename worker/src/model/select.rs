@@ -59,6 +59,63 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+/// How many patches go through the network in one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BatchChoice {
+    /// As many as the device can use, where that changes no result: on a CPU. One on a GPU.
+    #[default]
+    Auto,
+    /// So many. A GPU then always computes so many, and gives results of a class of its own.
+    Patches(usize),
+}
+
+/// Patches of a call, at most.
+const LARGEST_BATCH: usize = 64;
+/// Rows of tokens that keep a thread busy: more in one call bring nothing.
+const TOKENS_PER_THREAD: usize = 2048;
+
+impl FromStr for BatchChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "auto" => Ok(Self::Auto),
+            Ok(patches) if (1..=LARGEST_BATCH).contains(&patches) => Ok(Self::Patches(patches)),
+            _ => Err(format!("use `auto`, or a number of patches from 1 to {LARGEST_BATCH}")),
+        }
+    }
+}
+
+impl fmt::Display for BatchChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Patches(patches) => patches.fmt(f),
+        }
+    }
+}
+
+impl BatchChoice {
+    /// The choice that leads to a class of results.
+    pub fn of_class(class: &NumericClass) -> Self {
+        let patches = class.kernels.split('+').find_map(|part| part.strip_prefix("batch")?.parse().ok());
+        patches.map_or(Self::Auto, Self::Patches)
+    }
+
+    /// Patches of a call on `device`, for a network of patches of `side` latent pixels.
+    pub(crate) fn patches(self, device: &Device, side: usize) -> usize {
+        match self {
+            Self::Patches(patches) => patches,
+            Self::Auto if device.is_cpu() => {
+                // Two rows a patch: with guidance.
+                let tokens = 2 * side.pow(2);
+                (TOKENS_PER_THREAD * rayon::current_num_threads() / tokens).clamp(1, 8)
+            }
+            Self::Auto => 1,
+        }
+    }
+}
+
 impl DeviceChoice {
     /// Opens the device.
     pub(crate) fn open(self) -> Result<Device, LoadError> {
@@ -106,13 +163,16 @@ pub(crate) fn candle_dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// The class of results computed on `device` in `dtype`.
-pub(crate) fn numeric_class(device: &Device, dtype: Dtype) -> NumericClass {
-    let (backend, kernels) = match device {
+/// The class of results computed on `device` in `dtype`, `batch` patches a call.
+pub(crate) fn numeric_class(device: &Device, dtype: Dtype, batch: usize) -> NumericClass {
+    let (backend, mut kernels) = match device {
         Device::Cpu => ("cpu", Isa::best().class().to_owned()),
         Device::Cuda(_) => ("cuda", cuda_kernels(device, dtype)),
         Device::Metal(_) => ("metal", "metal".to_owned()),
     };
+    if !device.is_cpu() && batch > 1 {
+        kernels += &format!("+batch{batch}");
+    }
     NumericClass { backend: backend.to_owned(), kernels, dtype, algorithm: ALGORITHM }
 }
 

@@ -142,21 +142,32 @@ fn erf<const F: bool>(x: f32) -> f32 {
     x * p / q
 }
 
-/// Adds up the lanes and then the rest, in that order, in f64.
+/// Adds up the terms: in f32 in short runs, whose sums are added in f64.
 #[inline(always)]
 fn reduce(x: &[f32], term: impl Fn(f32) -> f32) -> f64 {
+    const WAYS: usize = 4;
     let mut total = 0f64;
-    // Short runs keep the f32 partial sums accurate.
-    for run in x.chunks(256 * LANES) {
-        let (chunks, rest) = run.as_chunks::<LANES>();
-        let mut lanes = [0f32; LANES];
+    for run in x.chunks(16 * WAYS * LANES) {
+        // Several sums at a time, since one has to wait for its last addition.
+        let (chunks, rest) = run.as_chunks::<{ WAYS * LANES }>();
+        let mut lanes = [0f32; WAYS * LANES];
         for chunk in chunks {
             for (lane, v) in lanes.iter_mut().zip(chunk) {
                 *lane += term(*v);
             }
         }
-        total += lanes.iter().map(|v| f64::from(*v)).sum::<f64>();
-        total += rest.iter().map(|v| f64::from(term(*v))).sum::<f64>();
+        for (lane, v) in lanes.iter_mut().zip(rest) {
+            *lane += term(*v);
+        }
+        let mut half = WAYS * LANES / 2;
+        while half > 0 {
+            let (low, high) = lanes.split_at_mut(half);
+            for (a, b) in low.iter_mut().zip(&*high) {
+                *a += *b;
+            }
+            half /= 2;
+        }
+        total += f64::from(lanes[0]);
     }
     total
 }

@@ -21,26 +21,31 @@ pub(crate) use blocks::pag_names;
 pub(crate) struct UnetInput<'a> {
     /// Noisy latents (n, c, h, w).
     pub(crate) latents: &'a Tensor,
-    /// t: training timestep, the same for every row.
-    pub(crate) timestep: f32,
+    /// t: training timestep of every row.
+    pub(crate) timesteps: &'a [f32],
     /// Text states (n, tokens, width).
     pub(crate) states: &'a Tensor,
     /// Pooled text states (n, width), f32.
     pub(crate) pooled: &'a Tensor,
-    /// Canvas size, crop and target size in image pixels, the same for every row.
-    pub(crate) time_ids: [f32; 6],
-    /// Self-attentions of the last row that are made the identity.
+    /// Canvas size, crop and target size in image pixels, of every row.
+    pub(crate) time_ids: &'a [[f32; 6]],
+    /// Self-attentions of the last rows that are made the identity.
     pub(crate) perturbed: Perturbed<'a>,
 }
 
-/// Which self-attentions of the batch's last row are the identity.
+/// Which self-attentions of the batch's last rows are the identity.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Perturbed<'a>(pub(crate) &'a [String]);
+pub(crate) struct Perturbed<'a> {
+    /// Their names.
+    pub(crate) names: &'a [String],
+    /// How many rows, at the end of the batch.
+    pub(crate) rows: usize,
+}
 
 impl Perturbed<'_> {
-    /// Whether the self-attention `name` is among them.
-    fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|n| n == name)
+    /// The rows in which the self-attention `name` is among them.
+    fn rows_in(&self, name: &str) -> usize {
+        if self.names.iter().any(|n| n == name) { self.rows } else { 0 }
     }
 }
 
@@ -117,13 +122,12 @@ impl Unet {
         let rows = input.pooled.dim(0)?;
         let device = input.latents.device();
         let sines = |values: &[f32], width: usize| -> Result<Tensor> {
-            let row: Vec<f32> =
+            let all: Vec<f32> =
                 values.iter().flat_map(|v| sinusoidal(*v, width, c.flip_sin_to_cos, c.freq_shift)).collect();
-            let row = Tensor::from_vec(row, (1, values.len() * width), device)?;
-            row.broadcast_as((rows, values.len() * width))?.contiguous()
+            Tensor::from_vec(all, (rows, values.len() / rows * width), device)
         };
-        let time = sines(&[input.timestep], c.blocks[0].channels)?.to_dtype(self.dtype)?;
-        let ids = sines(&input.time_ids, c.addition_time_embed_dim)?;
+        let time = sines(input.timesteps, c.blocks[0].channels)?.to_dtype(self.dtype)?;
+        let ids = sines(input.time_ids.as_flattened(), c.addition_time_embed_dim)?;
         let pooled = input.pooled.to_dtype(DType::F32)?;
         let added = Tensor::cat(&[&pooled, &ids], 1)?.to_dtype(self.dtype)?;
         (self.time.forward(&time)? + self.added.forward(&added)?)?.silu()

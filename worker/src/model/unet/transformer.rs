@@ -103,10 +103,9 @@ impl Layer {
 
     fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
         let normal = self.norm1.forward(&x)?;
-        let x = if context.perturbed.has(&self.name) {
-            self.attn1.forward_last_identity(&normal, &x)?
-        } else {
-            self.attn1.forward(&normal, &normal, &x)?
+        let x = match context.perturbed.rows_in(&self.name) {
+            0 => self.attn1.forward(&normal, &normal, &x)?,
+            last => self.attn1.forward_last_identity(&normal, last, &x)?,
         };
         let x = self.attn2.forward(&self.norm2.forward(&x)?, context.states, &x)?;
         self.out.forward_onto(&self.gate.forward(&self.norm3.forward(&x)?)?, &x)
@@ -141,18 +140,18 @@ impl Attention {
         self.to_out.forward_onto(&kernels::attention(&q, &k, &v, self.spec)?, residual)
     }
 
-    /// Self-attention whose last batch row attends to nothing but itself: there the scores are the
-    /// identity matrix, so that the output is `to_out(v)` (Ahn et al., arXiv 2403.17377, eq. 15).
-    fn forward_last_identity(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let rows = x.dim(0)?;
+    /// Self-attention whose tokens attend to nothing but themselves in the `last` batch rows: there the scores
+    /// are the identity matrix, so that the output is `to_out(v)` (Ahn et al., arXiv 2403.17377, eq. 15).
+    fn forward_last_identity(&self, x: &Tensor, last: usize, residual: &Tensor) -> Result<Tensor> {
+        let others = x.dim(0)? - last;
         let v = self.to_v.forward(x)?;
-        if rows == 1 {
+        if others == 0 {
             return self.to_out.forward_onto(&v, residual);
         }
-        let others = x.narrow(0, 0, rows - 1)?;
-        let (q, k) = (self.to_q.forward(&others)?, self.to_k.forward(&others)?);
-        let mixed = kernels::attention(&q, &k, &v.narrow(0, 0, rows - 1)?.contiguous()?, self.spec)?;
-        let mixed = Tensor::cat(&[&mixed, &v.narrow(0, rows - 1, 1)?], 0)?;
+        let queries = x.narrow(0, 0, others)?;
+        let (q, k) = (self.to_q.forward(&queries)?, self.to_k.forward(&queries)?);
+        let mixed = kernels::attention(&q, &k, &v.narrow(0, 0, others)?.contiguous()?, self.spec)?;
+        let mixed = Tensor::cat(&[&mixed, &v.narrow(0, others, last)?], 0)?;
         self.to_out.forward_onto(&mixed, residual)
     }
 }
