@@ -1,5 +1,6 @@
 //! Whole upscale renders with the embedded model against the published method in PyTorch.
 //!
+//! `cargo build --release`, then
 //! `GIGASMITH_PYTHON=python3 cargo bench -p gigasmith-tests --bench render -- [threads=N] [rounds=N] [scale=N]`,
 //! with a Python that has what `tests/benches/reference/requirements.txt` says; without one, only our own times
 //! are printed. Both start from the same picture, and have the same weights, prompt, settings and windows (the
@@ -31,7 +32,7 @@ fn main() -> anyhow::Result<()> {
     }
     let work = tempfile::tempdir()?;
     let bench = Bench {
-        gigasmith: build()?,
+        gigasmith: program()?,
         python: std::env::var_os("GIGASMITH_PYTHON").map(PathBuf::from),
         folder: work.path().to_owned(),
         threads,
@@ -70,27 +71,15 @@ fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values
 }
 
-/// The program, built for speed.
-fn build() -> anyhow::Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "--quiet",
-            "-p",
-            "gigasmith-coordinator",
-            "--bin",
-            "gigasmith",
-        ])
-        .status()?;
-    if !built.success() {
-        bail!("gigasmith could not be built");
-    }
-    // This program is in `deps` beside it.
+/// The program, which `cargo build --release` leaves in the folder above this one's.
+fn program() -> anyhow::Result<PathBuf> {
     let here = std::env::current_exe()?;
-    let folder = here.parent().and_then(Path::parent).context("a folder above this program")?;
-    Ok(folder.join("gigasmith"))
+    let program =
+        here.parent().and_then(Path::parent).context("a folder above this program")?.join("gigasmith");
+    if !program.exists() {
+        bail!("there is no {}: run `cargo build --release` first", program.display());
+    }
+    Ok(program)
 }
 
 struct Bench {
@@ -139,8 +128,6 @@ impl Bench {
             &base,
             "--prompt",
             PROMPT,
-            "--scale",
-            &scale,
             "--stages",
             &scale,
             "--seed",

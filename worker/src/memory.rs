@@ -5,7 +5,7 @@
 //! only read and write memory, that is most of the time. [`Blocks`] does as the system's allocator does
 //! until [`keep`] is called, which a model on a CPU does when it is loaded.
 //!
-//! Unsafe code: an allocator is unsafe by nature. Every block of a mebibyte or more is taken from the
+//! Unsafe code: an allocator is unsafe by nature. Every block of 64 KiB or more is taken from the
 //! system with its size rounded up, as a function of the size that was asked for alone, so that it
 //! can be given back, or to somebody else, knowing only that.
 #![allow(unsafe_code)]
@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Blocks from this size on are kept, in bytes.
-const LARGE: usize = 1 << 20;
+const LARGE: usize = 64 << 10;
 /// Kept blocks, at most.
 const SLOTS: usize = 256;
 

@@ -108,8 +108,7 @@ mod tests {
             pag: pag.cloned(),
         };
         let (neg, pos, pert) = (1.0, 2.0, 5.0);
-        let combine =
-            |task: NoiseTask, rows: &[f32]| combine(&task, &rows.chunks(1).collect::<Vec<_>>());
+        let combine = |task: NoiseTask, rows: &[f32]| combine(&task, &rows.chunks(1).collect::<Vec<_>>());
         assert_eq!(combine(task(1.0, None), &[pos]), [2.0]);
         assert_eq!(combine(task(7.5, None), &[neg, pos]), [1.0 + 7.5]);
         assert_eq!(combine(task(5.0, Some(&pag)), &[neg, pos, pert]), [2.0 + 4.0 - 9.0]);

@@ -263,11 +263,12 @@ impl SdxlModel {
             Through::Decoder => "an image",
         };
         let input = self.tensor(input).map_err(|e| device_error(name, &e))?;
+        let device = self.device.clone();
         let vae = self.vae()?;
-        let output = match what {
+        let output = on_pool(&device, || match what {
             Through::Encoder => vae.encode(&input, &mut norms),
             Through::Decoder => vae.decode(&input, &mut norms),
-        };
+        });
         let output = output.and_then(|o| array(&o.squeeze(0)?)).map_err(|e| device_error(name, &e))?;
         Ok((output, norms.into_found()))
     }
@@ -358,7 +359,7 @@ impl SdxlModel {
             };
             unet.forward(&input)?.flatten_all()?.to_vec1::<f32>()
         };
-        let outputs = compute().map_err(|e| device_error("noise", &e))?;
+        let outputs = on_pool(&self.device, compute).map_err(|e| device_error("noise", &e))?;
         let length = patches[0].task.latent.data().len();
         let outputs: Vec<&[f32]> = outputs.chunks_exact(length).collect();
         let guided = patches.iter().enumerate().map(|(i, patch)| {
@@ -413,7 +414,7 @@ impl Backend for SdxlModel {
                 dropped_tokens: dropped as u32,
             })
         };
-        compute().map_err(|e| device_error("text", &e))
+        on_pool(&self.device, compute).map_err(|e| device_error("text", &e))
     }
 
     fn predict_noise(
@@ -495,6 +496,12 @@ impl Backend for SdxlModel {
         let (_, found) = self.through_vae(latent, Through::Decoder, Norms::measuring(given, part, rows))?;
         Ok(pairs(found))
     }
+}
+
+/// Runs a network of a CPU on a thread of the pool: from any other, each of its operations would have to wait for
+/// one of those to wake up, and to be woken up itself.
+fn on_pool<T: Send>(device: &Device, network: impl FnOnce() -> T + Send) -> T {
+    if device.is_cpu() { rayon::scope(|_| network()) } else { network() }
 }
 
 /// One of the VAE's networks.

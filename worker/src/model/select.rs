@@ -71,8 +71,8 @@ pub enum BatchChoice {
 
 /// Patches of a call, at most.
 const LARGEST_BATCH: usize = 64;
-/// Rows of tokens that keep a thread busy: more in one call bring nothing.
-const TOKENS_PER_THREAD: usize = 2048;
+/// Tokens of a call that keep a CPU busy: more bring nothing (PERFORMANCE.md).
+const TOKENS: usize = 8192;
 
 impl FromStr for BatchChoice {
     type Err = String;
@@ -108,8 +108,7 @@ impl BatchChoice {
             Self::Patches(patches) => patches,
             Self::Auto if device.is_cpu() => {
                 // Two rows a patch: with guidance.
-                let tokens = 2 * side.pow(2);
-                (TOKENS_PER_THREAD * rayon::current_num_threads() / tokens).clamp(1, 8)
+                (TOKENS / (2 * side.pow(2)).max(1)).clamp(1, 8)
             }
             Self::Auto => 1,
         }
