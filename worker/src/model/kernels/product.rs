@@ -159,6 +159,15 @@ impl Packed {
         panels(self.columns, self.inputs)
     }
 
+    /// The same where they are kept in f32, as they lie.
+    pub(super) fn rows_in_place(&self, panel: Panel, input: usize, count: usize) -> Option<&[f32]> {
+        let range = panel.offset + input * panel.width..panel.offset + (input + count) * panel.width;
+        match &self.store {
+            Store::F32(values) => Some(&values.values()[range]),
+            Store::F16(_) | Store::Bf16(_) => None,
+        }
+    }
+
     /// So many rows of a panel from `input` on; `wide` holds them where they are kept in half precision.
     pub(super) fn rows<'a>(
         &'a self,

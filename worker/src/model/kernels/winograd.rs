@@ -239,7 +239,10 @@ pub(super) fn conv2d(xs: &[f32], filters: &Filters, g: &Geometry, extras: &Extra
     let (mut most, mut groups) = (TILES.0, 1);
     let wanted = 3 * rayon::current_num_threads();
     while wanted > 3 && count.div_ceil(most) * groups < wanted {
+        // Every group of panels transforms the input again, and every run of tiles the filters.
+        let is_cheaper = count * groups <= filters.outputs * count.div_ceil(most);
         match (most > TILES.1, groups < panels.len()) {
+            (true, true) if is_cheaper => groups = (2 * groups).min(panels.len()),
             (true, _) => most /= 2,
             (false, true) => groups = (2 * groups).min(panels.len()),
             (false, false) => break,
@@ -253,19 +256,20 @@ pub(super) fn conv2d(xs: &[f32], filters: &Filters, g: &Geometry, extras: &Extra
     (0..count.div_ceil(most) * groups).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let first = task / groups * most;
         let tiles = most.min(count - first);
-        scratch.inputs.grow(POINTS * tiles * g.inputs);
+        let stride = apart(tiles * g.inputs);
+        scratch.inputs.grow(POINTS * stride);
         let inputs = scratch.inputs.values_mut();
         for t in 0..tiles {
             let Place { entry, y, x } = place(first + t);
             let pixels = std::array::from_fn(|p| g.pixel(xs, entry, y + p / IN, x + p % IN, &zeros));
-            transform_input(isa, &pixels, &mut inputs[t * g.inputs..], tiles * g.inputs);
+            transform_input(isa, &pixels, &mut inputs[t * g.inputs..], stride);
         }
         for panel in panels.iter().skip(task % groups * per_group).take(per_group) {
             multiply(isa, filters, *panel, tiles, scratch);
             let points = scratch.points.values();
             let mut pixels = [0f32; OUT * OUT * WIDTH];
             for t in 0..tiles {
-                transform_output(isa, &points[t * WIDTH..], tiles * WIDTH, panel.width, &mut pixels);
+                transform_output(isa, &points[t * WIDTH..], apart(tiles * WIDTH), panel.width, &mut pixels);
                 let Place { entry, y, x } = place(first + t);
                 for (i, j) in (0..OUT).flat_map(|i| (0..OUT).map(move |j| (i, j))) {
                     if y + i < g.ho && x + j < g.wo {
@@ -283,32 +287,45 @@ pub(super) fn conv2d(xs: &[f32], filters: &Filters, g: &Geometry, extras: &Extra
     host::image(unsafe { out.finish() }, [g.batch, filters.outputs, g.ho, g.wo])
 }
 
+/// So many values, and a line of the cache: what belongs to the 36 points would otherwise lie apart by a power
+/// of two, in a few lines of the cache that push each other out.
+fn apart(length: usize) -> usize {
+    length + LANES
+}
+
 /// The products of all points of some tiles with a panel: point p of tile t at
-/// `scratch.points[(p tiles + t) 64..]`.
+/// `scratch.points[p apart(64 tiles) + 64 t..]`.
 fn multiply(isa: Isa, filters: &Filters, panel: Panel, tiles: usize, scratch: &mut Scratch) {
     let Scratch { inputs, filters: transformed, points, wide, taps } = scratch;
     let (inputs, channels) = (inputs.values(), filters.inputs);
-    points.grow(POINTS * tiles * WIDTH);
+    let (from, to) = (apart(tiles * channels), apart(tiles * WIDTH));
+    points.grow(POINTS * to);
     let points = points.values_mut();
     for start in (0..channels).step_by(DEPTH) {
         let run = DEPTH.min(channels - start);
         let size = run * panel.width;
-        transformed.grow(POINTS * size);
+        transformed.grow(POINTS * apart(size));
         let transformed = transformed.values_mut();
-        taps.clear();
-        for tap in 0..9 {
-            taps.extend_from_slice(filters.packed.rows(panel, tap * channels + start, run, wide));
-        }
-        let nine = std::array::from_fn(|tap| &taps[tap * size..][..size]);
-        transform_filters(isa, &nine, transformed, size);
+        let in_place = [0, 1, 2, 3, 4, 5, 6, 7, 8]
+            .map(|t| filters.packed.rows_in_place(panel, t * channels + start, run));
+        let nine = if in_place[0].is_some() {
+            in_place.map(|rows| rows.expect("all weights are kept in one format"))
+        } else {
+            taps.clear();
+            for tap in 0..9 {
+                taps.extend_from_slice(filters.packed.rows(panel, tap * channels + start, run, wide));
+            }
+            std::array::from_fn(|tap| &taps[tap * size..][..size])
+        };
+        transform_filters(isa, &nine, transformed, apart(size));
         for p in 0..POINTS {
-            let values = &transformed[p * size..][..size];
+            let values = &transformed[p * apart(size)..][..size];
             for t in (0..tiles).step_by(ROWS) {
                 let some = ROWS.min(tiles - t);
                 let slices: [&[f32]; ROWS] = std::array::from_fn(|i| {
-                    &inputs[(p * tiles + (t + i).min(tiles - 1)) * channels + start..][..run]
+                    &inputs[p * from + (t + i).min(tiles - 1) * channels + start..][..run]
                 });
-                let out = &mut points[(p * tiles + t) * WIDTH..];
+                let out = &mut points[p * to + t * WIDTH..];
                 block(isa, &slices[..some], values, panel.width, out, WIDTH, start > 0);
             }
         }
