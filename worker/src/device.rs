@@ -118,11 +118,9 @@ fn work_off(backend: &mut dyn Backend, queue: &mpsc::Receiver<Job>) {
             continue;
         }
         let mut jobs = vec![job];
-        while jobs.len() < backend.batch()
-            && jobs[0].patch().is_some()
-            && let Some(next) = waiting.pop_front_if(|next| next.patch().is_some())
-        {
-            jobs.push(next);
+        if jobs[0].patch().is_some() {
+            let patches = waiting.iter().take_while(|next| next.patch().is_some()).count();
+            jobs.extend(waiting.drain(..patches.min(backend.batch().saturating_sub(1))));
         }
         run_jobs(backend, jobs);
     }

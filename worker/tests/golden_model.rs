@@ -276,7 +276,7 @@ fn patches_in_one_call_have_the_answers_that_they_have_alone() {
     let row = &case.json["plan"][0];
     let ids: [f32; 6] = case.get("patch00000.time_ids").data()[..6].try_into().unwrap();
     let first = case.task(case.get("patch00000.input"), row[1].as_u64().unwrap(), ids, &conditioning);
-    let mut tasks = vec![(first.clone(), &conditioning); 6];
+    let mut tasks = vec![(first, &conditioning); 6];
     tasks[1].0.timestep = 7;
     tasks[1].0.time_ids[2] += 32.0;
     tasks[2].0.latent = case.get("patch00001.input").into();

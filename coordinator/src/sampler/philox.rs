@@ -44,11 +44,9 @@ impl Philox {
     #[inline(always)]
     pub fn run<const N: usize>(&self, position: u64) -> [[u32; N]; 4] {
         let tag = self.stage << 8 | self.purpose;
-        let mut counter = [[0; N], [0; N], [tag; N], [0; N]];
-        for i in 0..N {
-            let position = position.wrapping_add(i as u64);
-            (counter[0][i], counter[1][i]) = (position as u32, (position >> 32) as u32);
-        }
+        let positions: [u64; N] = std::array::from_fn(|i| position.wrapping_add(i as u64));
+        let mut counter =
+            [positions.map(|p| p as u32), positions.map(|p| (p >> 32) as u32), [tag; N], [0; N]];
         let mut key = self.key;
         for _ in 0..10 {
             for i in 0..N {

@@ -449,7 +449,7 @@ impl Backend for SdxlModel {
             }
             match self.run_patches(&group) {
                 Ok(guided) => {
-                    chosen.iter().zip(guided).for_each(|(j, guided)| answers[*j] = Some(Ok(guided)))
+                    chosen.iter().zip(guided).for_each(|(j, guided)| answers[*j] = Some(Ok(guided)));
                 }
                 Err(error) => answers[i] = Some(Err(error)),
             }

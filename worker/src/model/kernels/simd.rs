@@ -42,10 +42,32 @@ impl Isa {
         }
     }
 
-    /// The widest that this CPU has.
+    /// The widest that this CPU has, or the one that the environment variable `GIGASMITH_ISA` names
+    /// (`avx512`, `avx2`, `baseline`).
     pub(crate) fn best() -> Self {
         static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
-        *BEST.get_or_init(|| Self::all()[0])
+        *BEST.get_or_init(|| {
+            let all = Self::all();
+            let Ok(name) = std::env::var("GIGASMITH_ISA") else { return all[0] };
+            all.iter().find(|isa| isa.name() == name).copied().unwrap_or_else(|| {
+                let known: Vec<_> = all.iter().map(|isa| isa.name()).collect();
+                tracing::warn!(
+                    "GIGASMITH_ISA={name} is unknown on this CPU: use one of {}",
+                    known.join(", ")
+                );
+                all[0]
+            })
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => "avx2",
+            Set::Baseline => "baseline",
+        }
     }
 
     /// Which one it is; only [`Self::all`] makes any, so the CPU has its instructions.
