@@ -71,7 +71,7 @@ pub enum BatchChoice {
 
 /// Patches of a call, at most.
 const LARGEST_BATCH: usize = 64;
-/// Tokens of a call that keep a CPU busy: more bring nothing (PERFORMANCE.md).
+/// Tokens of a call that keep a CPU busy.
 const TOKENS: usize = 8192;
 
 impl FromStr for BatchChoice {
