@@ -8,17 +8,17 @@
 //! under the target directory (7 GB).
 #![allow(clippy::print_stdout)]
 
-use std::io::{BufRead, BufReader, Write};
+mod reference;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
-use gigasmith_proto::domain::{Array, Conditioning, NoiseTask, WireDtype};
+use anyhow::Context;
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::memory::{self, Blocks};
 use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
 use gigasmith_worker::operators::Operator;
+use reference::{Python, distance, make, median, noise, question};
 use serde_json::{Value, json};
 
 #[global_allocator]
@@ -26,7 +26,6 @@ static ALLOCATOR: Blocks = Blocks;
 
 /// What a worker lets its allocator keep is the model's own estimate; operations have no model.
 const KEPT: u64 = 4 << 30;
-const TOKENS: usize = 77;
 
 fn main() -> anyhow::Result<()> {
     let bench = Bench::from_args()?;
@@ -77,7 +76,10 @@ impl Bench {
 
     /// The reference, on as many threads.
     fn serve(&self, folder: Option<&Path>) -> anyhow::Result<Option<Python>> {
-        self.python.as_deref().map(|python| Python::start(python, folder, self.threads)).transpose()
+        self.python
+            .as_deref()
+            .map(|python| Python::start(python, folder, &["--threads", &self.threads.to_string()]))
+            .transpose()
     }
 
     /// Times both in turn and prints a row.
@@ -149,7 +151,7 @@ impl Bench {
         };
         let mut model = model::load(&ModelSource::Folder(folder.clone()), &options)?;
         if let Some(python) = python.as_mut() {
-            let distance = self.distance(&mut model, python, &folder)?;
+            let distance = self.pool.install(|| distance(&mut model, python, &folder))?;
             println!("{:<34} {distance:.1e} from PyTorch's (relative L2)", format!("noise of {kind}"));
         }
         for (name, side) in wanted {
@@ -167,72 +169,10 @@ impl Bench {
         Ok(())
     }
 
-    /// How far our answer is from PyTorch's, for one patch.
-    fn distance(&self, model: &mut dyn Backend, python: &mut Python, folder: &Path) -> anyhow::Result<f64> {
-        let (task, conditioning) = question(folder, 32, 1.0)?;
-        let ours = self.pool.install(|| model.predict_noise(&task, &conditioning))?;
-        let files = tempfile::tempdir()?;
-        let (input, output) = (files.path().join("in.safetensors"), files.path().join("out.safetensors"));
-        let timestep = Array::new([1], vec![task.timestep as f32])?;
-        let ids = Array::new([6], task.time_ids.to_vec())?;
-        let tensors = [
-            ("latents", &*task.latent, true),
-            ("states", &conditioning.prompt, true),
-            ("pooled", &conditioning.pooled, true),
-            ("time_ids", &ids, false),
-            ("timestep", &timestep, false),
-        ];
-        let views = tensors.iter().map(|(name, array, is_batched)| {
-            let bytes: Vec<u8> = array.data().iter().flat_map(|v| v.to_le_bytes()).collect();
-            let batch = is_batched.then_some(1).into_iter();
-            (*name, batch.chain(array.shape().iter().copied()).collect::<Vec<_>>(), bytes)
-        });
-        let owned: Vec<_> = views.collect();
-        let views = owned
-            .iter()
-            .map(|(name, shape, bytes)| {
-                let dtype = safetensors::Dtype::F32;
-                Ok((*name, safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes)?))
-            })
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        safetensors::serialize_to_file(views, None, &input)?;
-        python.seconds(&json!({"do": "unet", "input_file": input, "output_file": output}))?;
-        let bytes = std::fs::read(&output)?;
-        let theirs = safetensors::SafeTensors::deserialize(&bytes)?;
-        let theirs = theirs.tensor("noise")?;
-        let theirs = theirs.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-        let (error, norm) =
-            ours.data().iter().zip(theirs).fold((0f64, 0f64), |(e, n), (a, b)| {
-                (e + f64::from(a - b).powi(2), n + f64::from(b).powi(2))
-            });
-        Ok((error / norm).sqrt())
-    }
-
     /// A model of random weights; `None` where there is nobody to make it.
     fn folder(&self, kind: &str) -> anyhow::Result<Option<PathBuf>> {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-models").join(kind);
-        if folder.join("model_index.json").exists() {
-            return Ok(Some(folder));
-        }
-        let Some(python) = &self.python else { return Ok(None) };
-        // A run that broke off left a part of it.
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder)?;
-        let status = Command::new(python).arg(reference("make.py")).arg(kind).arg(&folder).status()?;
-        if !status.success() {
-            bail!("make.py {kind} failed");
-        }
-        Ok(Some(folder))
+        make(kind, self.python.as_deref(), &[])
     }
-}
-
-fn median(all: &mut [f64]) -> f64 {
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
-}
-
-fn reference(script: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/reference").join(script)
 }
 
 /// Operations at the sizes of SDXL, SD 1.5 and their VAE.
@@ -293,86 +233,4 @@ fn operators() -> Vec<(String, Operator, Value)> {
         json!({"do": "op", "name": "layer_norm", "rows": rows, "width": width}),
     ));
     all
-}
-
-/// Numbers between -1.7 and 1.7 of variance 1, from Knuth's MMIX generator.
-fn noise(shape: &[usize], seed: u64) -> Array {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 12f32.sqrt()
-    };
-    let values = (0..shape.iter().product()).map(|_| next()).collect();
-    Array::new(shape.to_vec(), values).expect("as many values as the shape has")
-}
-
-/// A patch of a latent of this side; two rows where the guidance scale is not 1.
-fn question(folder: &Path, side: usize, guidance_scale: f32) -> anyhow::Result<(NoiseTask, Conditioning)> {
-    let config: Value = serde_json::from_slice(&std::fs::read(folder.join("unet/config.json"))?)?;
-    let size = |key: &str| {
-        config[key].as_u64().map(|n| n as usize).with_context(|| format!("{key} in unet/config.json"))
-    };
-    let width = size("cross_attention_dim")?;
-    let pooled = size("projection_class_embeddings_input_dim")? - 6 * size("addition_time_embed_dim")?;
-    let conditioning = Conditioning {
-        prompt: noise(&[TOKENS, width], 1),
-        pooled: noise(&[pooled], 2),
-        negative: Some((noise(&[TOKENS, width], 5), noise(&[pooled], 6))),
-    };
-    let pixels = (8 * side) as f32;
-    let task = NoiseTask {
-        latent: noise(&[4, side, side], 4).into(),
-        wire: WireDtype::F32,
-        timestep: 501,
-        time_ids: [pixels, pixels, 0.0, 0.0, pixels, pixels],
-        conditioning: conditioning.id(),
-        guidance_scale,
-        pag: None,
-    };
-    Ok((task, conditioning))
-}
-
-/// The reference, answering requests until it is dropped.
-struct Python {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Python {
-    fn start(python: &Path, folder: Option<&Path>, threads: usize) -> anyhow::Result<Self> {
-        let mut child = Command::new(python)
-            .arg(reference("serve.py"))
-            .args(folder)
-            .args(["--threads", &threads.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("GIGASMITH_PYTHON={}", python.display()))?;
-        let input = child.stdin.take().expect("piped");
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        Ok(Self { child, input, output })
-    }
-
-    fn ask(&mut self, request: &Value) -> anyhow::Result<Value> {
-        writeln!(self.input, "{request}")?;
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        let answer: Value = serde_json::from_str(&line).context("the reference ended")?;
-        match answer["error"].as_str() {
-            Some(error) => bail!("{error} (asked {request})"),
-            None => Ok(answer),
-        }
-    }
-
-    fn seconds(&mut self, request: &Value) -> anyhow::Result<f64> {
-        self.ask(request)?["seconds"][0].as_f64().context("seconds in the answer")
-    }
-}
-
-impl Drop for Python {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

@@ -5,6 +5,8 @@
 //! A backend holds no state that decides a result: the same question always has the same answer,
 //! to the bit, within one [`NumericClass`](gigasmith_proto::domain::NumericClass).
 
+use std::any::Any;
+
 use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, NoiseTask, Rect, TextEncoding};
 
 use crate::model::LoadError;
@@ -63,6 +65,38 @@ impl BackendError {
 /// A patch, and the conditioning that it names.
 pub type Patch<'a> = (&'a NoiseTask, &'a Conditioning);
 
+/// Patches on their way: whatever the backend that started them needs to finish them.
+pub struct Started(Box<dyn Any + Send>);
+
+impl std::fmt::Debug for Started {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Started")
+    }
+}
+
+impl Started {
+    /// With what is needed to finish them.
+    pub fn new<T: Send + 'static>(state: T) -> Self {
+        Self(Box::new(state))
+    }
+
+    /// What it was made with.
+    ///
+    /// # Panics
+    /// Where it was made by another backend.
+    pub fn get<T: 'static>(&self) -> &T {
+        self.0.downcast_ref().expect("asked of the backend that started it")
+    }
+
+    /// What it was made with, back.
+    ///
+    /// # Panics
+    /// Where it was made by another backend.
+    pub fn into<T: 'static>(self) -> T {
+        *self.0.downcast().expect("finished by the backend that started it")
+    }
+}
+
 /// One model on one device.
 pub trait Backend: Send {
     /// The model: sizes, schedule, fingerprints, numeric class.
@@ -85,6 +119,24 @@ pub trait Backend: Send {
     /// same that it has alone.
     fn predict_noises(&mut self, patches: &[Patch<'_>]) -> Vec<Result<Array, BackendError>> {
         patches.iter().map(|(task, conditioning)| self.predict_noise(task, conditioning)).collect()
+    }
+
+    /// Starts [`Self::predict_noises`]. A device that computes on its own is still at it when this is done, so that
+    /// the next can be started meanwhile.
+    fn start_noises(&mut self, patches: &[Patch<'_>]) -> Started {
+        Started::new(self.predict_noises(patches))
+    }
+
+    /// Whether [`Self::finish_noises`] would not have to wait.
+    fn is_done(&self, _started: &Started) -> bool {
+        true
+    }
+
+    /// Waits for what was started with the same patches.
+    fn finish_noises(&mut self, started: Started, patches: &[Patch<'_>]) -> Vec<Result<Array, BackendError>> {
+        let answers: Vec<_> = started.into();
+        debug_assert_eq!(answers.len(), patches.len(), "started with other patches");
+        answers
     }
 
     /// Mean and log-variance, in that order, of an image tile (3, h, w) with values in [-1, 1]:

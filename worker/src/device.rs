@@ -2,20 +2,22 @@
 //!
 //! Plain arrays go in, plain arrays come out; no asynchronous code ever touches the device. Jobs run in the
 //! order they arrive: one at a time, but for patches, of which the backend gets as many together as it likes
-//! and as are there. A job whose asker has gone is skipped. Dropping the handle ends
-//! the thread after the job it is in.
+//! and as are there, and the next while a device that computes on its own is still at them. A job whose asker has gone is
+//! skipped. Dropping the handle ends the thread after the job it is in.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use gigasmith_proto::convert::{Outcome, TaskFailure};
 use gigasmith_proto::domain::{Array, Conditioning, ModelDescription, Task, TaskResult, TileRules, Wanted};
 use tokio::sync::oneshot;
 
-use crate::backend::{Backend, BackendError, Patch};
+use crate::backend::{Backend, BackendError, Patch, Started};
 
 struct Job {
     task: Task,
@@ -108,43 +110,113 @@ impl Drop for DeviceThread {
     }
 }
 
+/// How often a device that computes on its own is asked whether it is done.
+const POLL: Duration = Duration::from_micros(500);
+
 /// Answers jobs until nobody can ask any more.
 fn work_off(backend: &mut dyn Backend, queue: &mpsc::Receiver<Job>) {
     let mut waiting = VecDeque::new();
-    while let Some(job) = waiting.pop_front().or_else(|| queue.recv().ok()) {
+    // Patches that the device computes on its own, while the next are prepared.
+    let mut running: Option<Patches> = None;
+    loop {
         waiting.extend(queue.try_iter());
         waiting.retain(|job: &Job| !job.reply.is_closed());
-        if job.reply.is_closed() {
+        let Some(job) = waiting.pop_front() else {
+            let is_done = running.as_ref().is_none_or(|patches| patches.is_done(backend));
+            let next = match &running {
+                Some(_) if is_done => Err(RecvTimeoutError::Disconnected),
+                Some(_) => queue.recv_timeout(POLL),
+                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match (next, running.take()) {
+                (Ok(job), patches) => {
+                    waiting.push_back(job);
+                    running = patches;
+                }
+                (Err(RecvTimeoutError::Timeout), patches) => running = patches,
+                (Err(RecvTimeoutError::Disconnected), Some(patches)) => patches.finish(backend),
+                (Err(RecvTimeoutError::Disconnected), None) => return,
+            }
+            continue;
+        };
+        if job.patch().is_none() {
+            if let Some(patches) = running.take() {
+                patches.finish(backend);
+            }
+            run_job(backend, job);
             continue;
         }
-        let mut jobs = vec![job];
-        if jobs[0].patch().is_some() {
-            let patches = waiting.iter().take_while(|next| next.patch().is_some()).count();
-            jobs.extend(waiting.drain(..patches.min(backend.batch().saturating_sub(1))));
+        let patches = waiting.iter().take_while(|next| next.patch().is_some()).count();
+        let others = waiting.drain(..patches.min(backend.batch().saturating_sub(1)));
+        let next = Patches::start(backend, [job].into_iter().chain(others).collect());
+        if let Some(patches) = std::mem::replace(&mut running, next) {
+            patches.finish(backend);
         }
-        run_jobs(backend, jobs);
     }
 }
 
-/// One job, or several patches.
-fn run_jobs(backend: &mut dyn Backend, jobs: Vec<Job>) {
-    let answers = catch_unwind(AssertUnwindSafe(|| match jobs.iter().map(Job::patch).collect() {
-        Some::<Vec<Patch<'_>>>(patches) => {
-            let answers = backend.predict_noises(&patches).into_iter();
-            answers.map(|answer| answer.map(TaskResult::Noise).map_err(failed)).collect()
+/// Patches that were started together.
+struct Patches {
+    jobs: Vec<Job>,
+    started: Started,
+}
+
+impl Patches {
+    /// `None` where starting panicked: then they are answered.
+    fn start(backend: &mut dyn Backend, jobs: Vec<Job>) -> Option<Self> {
+        let start = AssertUnwindSafe(|| backend.start_noises(&patches(&jobs)));
+        match catch_unwind(start) {
+            Ok(started) => Some(Self { jobs, started }),
+            Err(panic) => {
+                reply_all(jobs, &panicked(&*panic));
+                None
+            }
         }
-        None => jobs.iter().map(|job| compute(backend, &job.task)).collect::<Vec<_>>(),
-    }));
-    let answers = answers.unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        let failure = TaskFailure { message: format!("the model panicked: {message}"), permanent: false };
-        vec![Err(failure); jobs.len()]
-    });
-    for (job, answer) in jobs.into_iter().zip(answers) {
-        // The asker may have gone meanwhile: then nobody wants the answer.
-        let _ = job.reply.send(answer);
     }
+
+    fn is_done(&self, backend: &dyn Backend) -> bool {
+        backend.is_done(&self.started)
+    }
+
+    /// Waits for their answers, and gives them to who asked.
+    fn finish(self, backend: &mut dyn Backend) {
+        let Self { jobs, started } = self;
+        let finish = AssertUnwindSafe(|| backend.finish_noises(started, &patches(&jobs)));
+        match catch_unwind(finish) {
+            Ok(answers) => {
+                for (job, answer) in jobs.into_iter().zip(answers) {
+                    // The asker may have gone meanwhile: then nobody wants the answer.
+                    let _ = job.reply.send(answer.map(TaskResult::Noise).map_err(failed));
+                }
+            }
+            Err(panic) => reply_all(jobs, &panicked(&*panic)),
+        }
+    }
+}
+
+fn patches(jobs: &[Job]) -> Vec<Patch<'_>> {
+    jobs.iter().map(|job| job.patch().expect("only patches are started together")).collect()
+}
+
+/// A job that is not a patch with its conditioning.
+fn run_job(backend: &mut dyn Backend, job: Job) {
+    let answer = catch_unwind(AssertUnwindSafe(|| compute(backend, &job.task)));
+    let answer = answer.unwrap_or_else(|panic| Err(panicked(&*panic)));
+    // As above.
+    let _ = job.reply.send(answer);
+}
+
+fn reply_all(jobs: Vec<Job>, failure: &TaskFailure) {
+    for job in jobs {
+        // As above.
+        let _ = job.reply.send(Err(failure.clone()));
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> TaskFailure {
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    TaskFailure { message: format!("the model panicked: {message}"), permanent: false }
 }
 
 fn failed(error: BackendError) -> TaskFailure {
@@ -220,3 +292,6 @@ fn check_part(rules: &TileRules, (height, width): (usize, usize)) -> Result<(), 
     let message = format!("{:?} is not inside a tile of {height}x{width} latent pixels", rules.part);
     Err(TaskFailure { message, permanent: true })
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,7 @@ impl Operator {
             }
             Self::GroupNormSilu { channels, groups, side, batch } => {
                 let (x, weight, bias) =
-                    (picture(batch, channels, side)?, random(&[channels])?, random(&[channels])?);
+                    (picture(batch, channels, side)?.into(), random(&[channels])?, random(&[channels])?);
                 Box::new(move || kernels::group_norm(&x, (&weight, &bias), groups, (1e-5, true), None))
             }
             Self::LayerNorm { rows, width } => {

@@ -1,6 +1,6 @@
 """Writes a model with random weights in the layout of the public SDXL model, for benchmarks of real shapes.
 
-    python make.py KIND DIR [--side N] [--seed N]
+    python make.py KIND DIR [--side N] [--seed N] [--half]
 
 KIND:
 - `sd15-widths`: heavy in convolutions: four resolutions of 320/640/1280/1280, one transformer layer each,
@@ -9,7 +9,7 @@ KIND:
   10.8 GB.
 - `sdxl-half`: the same with half the widths and half the heads. 3.0 GB.
 
-All have SDXL's VAE and conditioning (`text_time`), f32 weights as diffusers initialises them, two small text
+All have SDXL's VAE and conditioning (`text_time`), f32 weights (f16 with `--half`) as diffusers initialises them, two small text
 encoders, and the tokenizers and the schedule of tests/golden/tiny-sdxl.
 """
 
@@ -23,6 +23,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)  # old diffusers, new 
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "tiny-sdxl"
@@ -98,14 +99,23 @@ def text_config(width: int, activation: str) -> CLIPTextConfig:
     )
 
 
+def save_text(encoder: torch.nn.Module, folder: Path) -> None:
+    """Writes a text encoder with the names that the public model has, which newer libraries give up."""
+    outside = ("text_model.", "text_projection.")
+    weights = encoder.state_dict().items()
+    named = {n if n.startswith(outside) else f"text_model.{n}": w.cpu().contiguous() for n, w in weights}
+    encoder.config.save_pretrained(folder)
+    save_file({n: w for n, w in named.items() if not n.endswith("position_ids")}, folder / "model.safetensors")
+
+
 def make(kind: Kind, folder: Path, seed: int) -> None:
     """Writes everything, one network after the other, so that no two are held at once."""
     torch.manual_seed(seed)
     UNet2DConditionModel(**unet_config(kind)).save_pretrained(folder / "unet")
     AutoencoderKL(**vae_config(kind)).save_pretrained(folder / "vae")
     first, second = kind.text_widths
-    CLIPTextModel(text_config(first, "quick_gelu")).save_pretrained(folder / "text_encoder")
-    CLIPTextModelWithProjection(text_config(second, "gelu")).save_pretrained(folder / "text_encoder_2")
+    save_text(CLIPTextModel(text_config(first, "quick_gelu")), folder / "text_encoder")
+    save_text(CLIPTextModelWithProjection(text_config(second, "gelu")), folder / "text_encoder_2")
     for part in ["tokenizer", "tokenizer_2", "scheduler"]:
         shutil.copytree(GOLDEN / part, folder / part)
     shutil.copy(GOLDEN / "model_index.json", folder)
@@ -119,12 +129,16 @@ def main() -> None:
     parser.add_argument("dir", type=Path)
     parser.add_argument("--side", type=int, metavar="N", help="another native side of the latent")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--half", action="store_true", help="f16 weights, made on an NVIDIA GPU where there is one")
     arguments = parser.parse_args()
     if arguments.dir.exists() and any(arguments.dir.iterdir()):
         parser.error(f"{arguments.dir} is not empty: choose a new folder")
     kind = KINDS[arguments.kind]
     if arguments.side:
         kind = Kind(**(vars(kind) | {"side": arguments.side}))
+    if arguments.half:
+        torch.set_default_dtype(torch.half)
+        torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     make(kind, arguments.dir, arguments.seed)
 
 

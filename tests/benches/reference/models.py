@@ -1,4 +1,4 @@
-"""What the scripts here share: how PyTorch is set up for a CPU, and how a model directory is opened.
+"""What the scripts here share: how PyTorch is set up, and how a model directory is opened.
 
 The settings are those that make PyTorch fast in f32 on a CPU: convolutions of oneDNN (PyTorch's default) on
 channels-last memory, fused attention, no denormal numbers, no gradients, and an allocator that keeps the memory
@@ -48,13 +48,20 @@ def keep_memory() -> None:
             mallopt(option, value)
 
 
+def set_up_cuda() -> None:
+    """An NVIDIA GPU in half precision, with the fastest convolutions that can be found by trying."""
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.half)
+    torch.backends.cudnn.benchmark = True
+
+
 def open_unet(model: Path) -> UNet2DConditionModel:
-    """The noise predictor in f32, ready to run."""
+    """The noise predictor, ready to run."""
     return _ready(UNet2DConditionModel.from_pretrained(model, subfolder="unet"))
 
 
 def open_vae(model: Path) -> AutoencoderKL:
-    """The VAE in f32, ready to run."""
+    """The VAE, ready to run."""
     return _ready(AutoencoderKL.from_pretrained(model, subfolder="vae"))
 
 
@@ -70,4 +77,6 @@ def pooled_width(unet: UNet2DConditionModel) -> int:
 
 def _ready(network: torch.nn.Module) -> torch.nn.Module:
     network.set_attn_processor(AttnProcessor2_0())
-    return network.float().eval().to(memory_format=LAST)
+    # As it was set up, in f32 or f16; on the device that things are being made on.
+    network = network.to(torch.empty(0).device, torch.get_default_dtype())
+    return network.eval().to(memory_format=LAST)

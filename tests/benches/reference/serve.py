@@ -1,8 +1,9 @@
 """Times PyTorch on request: reads JSON lines from standard input, answers each with one on standard output.
 
-    python serve.py [DIR] [--threads N]
+    python serve.py [DIR] [--threads N] [--cuda [--compile]]
 
-Requests (`repeat`: how often to measure, 1 unless given; `"warm": true`: one more run before, not counted):
+Requests (`repeat`: how often to measure, 1 unless given; `calls`: runs of a measurement, 1 unless given, of which
+the mean counts; `"warm": true`: one more measurement before, not counted):
 - `{"do": "unet", "side": 32, "batch": 2}`: one call of the UNet of DIR with random inputs; with
   `"input_file"` (safetensors: latents, states, pooled, time_ids, timestep) with those, and with
   `"output_file"` the last result is written there as `noise`.
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from models import LAST, add_threads, open_unet, open_vae, pooled_width, set_up_cpu
+from models import LAST, add_threads, open_unet, open_vae, pooled_width, set_up_cpu, set_up_cuda
 
 import diffusers
 import torch
@@ -104,25 +105,37 @@ OPERATIONS = {
 }
 
 
-def measure(run: Run, repeat: int, warm: bool) -> tuple[list[float], Tensor]:
-    """Seconds of every counted run, and the last result."""
+def measure(run: Run, device: torch.device, repeat: int, calls: int, warm: bool) -> tuple[list[float], Tensor]:
+    """Seconds per run of every counted measurement, and the last result."""
     seconds = []
     for _ in range(repeat + warm):
+        finish(device)
         start = time.perf_counter()
-        result = run()
-        seconds.append(time.perf_counter() - start)
+        for _ in range(calls):
+            result = run()
+        finish(device)
+        seconds.append((time.perf_counter() - start) / calls)
     return seconds[warm:], result
+
+
+def finish(device: torch.device) -> None:
+    """Waits for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 class Server:
     """Answers requests about one model."""
 
-    def __init__(self, model: Path | None):
+    def __init__(self, model: Path | None, device: torch.device, compiles: bool):
         self.model = model
+        self.device = device
+        self.compiles = compiles
 
     @cached_property
     def unet(self) -> torch.nn.Module:
-        return open_unet(self.folder())
+        unet = open_unet(self.folder())
+        return torch.compile(unet, mode="reduce-overhead", fullgraph=True) if self.compiles else unet
 
     @cached_property
     def vae(self) -> torch.nn.Module:
@@ -133,35 +146,37 @@ class Server:
             raise ValueError("this needs a model: start serve.py with its folder")
         return self.model
 
-    def answer(self, do: str, repeat: int = 1, warm: bool = False, **sizes) -> dict:
+    def answer(self, do: str, repeat: int = 1, calls: int = 1, warm: bool = False, **sizes) -> dict:
         """One request, its keys as arguments."""
         output = None
-        match do:
-            case "versions":
-                return self.versions()
-            case "unet":
-                output = sizes.pop("output_file", None)
-                run = self.noise(**sizes)
-            case "decode":
-                run = self.decode(**sizes)
-            case "op":
-                name = sizes.pop("name")
-                if name not in OPERATIONS:
-                    raise ValueError(f"no operation {name}: there are {', '.join(OPERATIONS)}")
-                run = OPERATIONS[name](**sizes)
-            case _:
-                raise ValueError(f"cannot do {do}: unet, decode, op, versions")
-        if repeat < 1:
-            raise ValueError(f"repeat is {repeat}: 1 or more is needed")
-        seconds, result = measure(run, repeat, warm)
+        # Only while things are made: it slows every operation.
+        with self.device:
+            match do:
+                case "versions":
+                    return self.versions()
+                case "unet":
+                    output = sizes.pop("output_file", None)
+                    run = self.noise(**sizes)
+                case "decode":
+                    run = self.decode(**sizes)
+                case "op":
+                    name = sizes.pop("name")
+                    if name not in OPERATIONS:
+                        raise ValueError(f"no operation {name}: there are {', '.join(OPERATIONS)}")
+                    run = OPERATIONS[name](**sizes)
+                case _:
+                    raise ValueError(f"cannot do {do}: unet, decode, op, versions")
+        if repeat < 1 or calls < 1:
+            raise ValueError(f"repeat is {repeat} and calls {calls}: 1 or more are needed")
+        seconds, result = measure(run, self.device, repeat, calls, warm)
         if output:
-            save_file({"noise": result.contiguous()}, output)
+            save_file({"noise": result.float().cpu().contiguous()}, output)
         return {"seconds": seconds}
 
     def noise(self, side: int = 32, batch: int = 2, input_file: str | None = None) -> Run:
         """One call of the UNet."""
         if input_file:
-            inputs = load_file(input_file)
+            inputs = {name: value.to(torch.empty(0)) for name, value in load_file(input_file).items()}
             batch = len(inputs["latents"])
         else:
             inputs = self.random_inputs(side, batch)
@@ -194,6 +209,7 @@ class Server:
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "onednn": torch.backends.mkldnn.is_available(),
             "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if self.device.type == "cuda" else None,
         }
 
 
@@ -203,12 +219,17 @@ def main() -> None:
     )
     parser.add_argument("dir", type=Path, nargs="?", help="a model in the diffusers layout")
     add_threads(parser)
+    parser.add_argument("--cuda", action="store_true", help="on an NVIDIA GPU, in f16")
+    parser.add_argument("--compile", action="store_true", help="the UNet through torch.compile")
     arguments = parser.parse_args()
     # Whatever a library prints goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    set_up_cpu(arguments.threads)
-    server = Server(arguments.dir)
+    if arguments.cuda:
+        set_up_cuda()
+    else:
+        set_up_cpu(arguments.threads)
+    server = Server(arguments.dir, torch.device("cuda" if arguments.cuda else "cpu"), arguments.compile)
     with torch.inference_mode():
         for line in filter(str.strip, sys.stdin):
             try:

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::error::LoadError;
-use super::kernels::{self, Around, Filters, Matrix, Padding};
+use super::kernels::{self, Around, Filters, Matrix, Padding, Shifted};
 use super::norms::Norms;
 use super::weights::Scope;
 
@@ -48,6 +48,43 @@ impl Linear {
     /// (rows, inputs) -> (rows, outputs), each row on its own.
     pub(crate) fn forward_rows(&self, x: &Tensor) -> Result<Tensor> {
         kernels::linear_rows(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Linear layers without biases that read the same: queries, keys, values.
+#[derive(Debug, Clone)]
+pub(crate) struct Joined {
+    /// One for all of them, or one for each.
+    matrices: Vec<Matrix>,
+    layers: usize,
+}
+
+impl Joined {
+    /// Each `inputs` -> `outputs`.
+    pub(crate) fn load(scope: &Scope<'_>, names: &[&str], inputs: usize, outputs: usize) -> Load<Self> {
+        let weights = names.iter().map(|name| scope.at(name).get("weight", &[outputs, inputs]));
+        let weights = weights.collect::<Load<Vec<_>>>()?;
+        let layers = weights.len();
+        let matrices = match Matrix::joined(&weights)? {
+            Some(all) => vec![all],
+            None => weights.into_iter().map(Matrix::new).collect::<Result<_>>()?,
+        };
+        Ok(Self { matrices, layers })
+    }
+
+    /// (batch, rows, inputs) -> of each layer (batch, rows, heads, outputs / heads), maybe strided.
+    pub(crate) fn forward(&self, x: &Tensor, heads: usize) -> Result<Vec<Tensor>> {
+        let per_matrix = self.layers / self.matrices.len();
+        let mut all = Vec::with_capacity(self.layers);
+        for matrix in &self.matrices {
+            let (batch, rows, _) = x.dims3()?;
+            let out =
+                kernels::linear(x, matrix, None, None)?.reshape((batch, rows, per_matrix * heads, ()))?;
+            for i in 0..per_matrix {
+                all.push(out.narrow(2, i * heads, heads)?);
+            }
+        }
+        Ok(all)
     }
 }
 
@@ -113,6 +150,11 @@ impl Conv2d {
     pub(crate) fn forward_around(&self, x: &Tensor, around: Around<'_>) -> Result<Tensor> {
         kernels::conv2d(x, &self.filters, &self.bias, (self.stride, self.padding), around)
     }
+
+    /// The same for a group normalisation to go on with.
+    pub(crate) fn forward_to_norm(&self, x: &Tensor, around: Around<'_>) -> Result<Shifted> {
+        kernels::conv2d_to_norm(x, &self.filters, &self.bias, (self.stride, self.padding), around)
+    }
 }
 
 /// Group normalisation.
@@ -141,7 +183,12 @@ impl GroupNorm {
 
     /// With statistics from elsewhere, followed by `x sigmoid(x)` where `silu` is set.
     pub(crate) fn apply(&self, x: &Tensor, silu: bool, norms: &mut Norms<'_>) -> Result<Tensor> {
-        let statistics = norms.next(x, self.groups)?;
+        self.apply_shifted(&Shifted::from(x.clone()), silu, norms)
+    }
+
+    /// The same of what a convolution left to it.
+    pub(crate) fn apply_shifted(&self, x: &Shifted, silu: bool, norms: &mut Norms<'_>) -> Result<Tensor> {
+        let statistics = norms.next(x.image(), self.groups)?;
         kernels::group_norm(x, (&self.weight, &self.bias), self.groups, (self.eps, silu), statistics)
     }
 }

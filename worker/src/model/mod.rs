@@ -17,6 +17,7 @@ mod layers;
 mod layout;
 mod norms;
 mod pocket;
+mod predictor;
 mod resnet;
 mod sdxl;
 mod select;

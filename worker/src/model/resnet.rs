@@ -64,10 +64,10 @@ impl Resnet {
             _ => None,
         };
         let around = Around { shift: shift.as_ref(), ..Around::default() };
-        let hidden = self.conv1.forward_around(&self.norm1.apply(x, true, norms)?, around)?;
+        let hidden = self.conv1.forward_to_norm(&self.norm1.apply(x, true, norms)?, around)?;
         let shortcut = self.shortcut.as_ref().map(|shortcut| shortcut.forward(x)).transpose()?;
         let around = Around { residual: Some(shortcut.as_ref().unwrap_or(x)), ..Around::default() };
-        let sum = self.conv2.forward_around(&self.norm2.apply(&hidden, true, norms)?, around)?;
+        let sum = self.conv2.forward_around(&self.norm2.apply_shifted(&hidden, true, norms)?, around)?;
         if self.scale == 1.0 { Ok(sum) } else { sum / self.scale }
     }
 }

@@ -15,18 +15,19 @@ use super::config::{ModelIndex, PresetFile, TextConfig, UnetConfig, VaeConfig, r
 use super::error::LoadError;
 use super::files::ModelFiles;
 use super::fingerprint::Content;
-use super::guidance::{combine, resolve_blocks};
+use super::guidance::resolve_blocks;
 use super::hub::{self, HubOptions};
-use super::kernels::working_dtype;
+use super::kernels::{self, working_dtype};
 use super::norms::Norms;
+use super::predictor::{Checked, Predictor, Row, Running};
 use super::select::{BatchChoice, DeviceChoice, candle_dtype, dtype_for, numeric_class};
 use super::source::ModelSource;
 use super::tokenizer::Tokenizer;
-use super::unet::{Perturbed, Unet, UnetInput, pag_names};
+use super::unet::{Unet, pag_names};
 use super::vae::Vae;
 use super::weights::{Mode, Weights};
 use super::{layout, pocket};
-use crate::backend::{Backend, BackendError, Patch};
+use crate::backend::{Backend, BackendError, Patch, Started};
 use crate::synthetic::Synthetic;
 
 /// How to load a model.
@@ -132,13 +133,15 @@ pub struct SdxlModel {
     dtype: DType,
     /// Patches of a call, at most; on a GPU always.
     batch: usize,
+    /// What the VAE needs, with its weights.
+    vae_bytes: u64,
     configs: Configs,
     /// In the order of [`layout::WEIGHTED`].
     weights: [Weights; 4],
     tokenizers: [Tokenizer; 2],
     description: ModelDescription,
     text: Option<Text>,
-    unet: Option<Unet>,
+    predictor: Option<Predictor>,
     vae: Option<Vae>,
 }
 
@@ -196,12 +199,13 @@ impl SdxlModel {
             device,
             dtype,
             batch,
+            vae_bytes: memory.vae,
             configs,
             weights,
             tokenizers,
             description,
             text: None,
-            unet: None,
+            predictor: None,
             vae: None,
         };
         model.check_weights()?;
@@ -236,6 +240,9 @@ impl SdxlModel {
         let overflows = self.dtype == DType::F16 && config.force_upcast;
         let dtype = if overflows { DType::F32 } else { self.dtype };
         let working = working_dtype(&self.device, dtype);
+        if mode == Mode::Read && self.dtype != DType::F32 {
+            kernels::round_f32(&self.device)?;
+        }
         self.weights[VAE].build(mode, &self.device, dtype, |scope| Vae::load(scope, config, working))
     }
 
@@ -246,9 +253,22 @@ impl SdxlModel {
     fn vae(&mut self) -> Result<&Vae, BackendError> {
         self.text = None;
         if self.vae.is_none() {
+            self.make_room().map_err(|e| device_error("an image", &e))?;
             self.vae = Some(self.build_vae(Mode::Read)?);
         }
         Ok(self.vae.as_ref().expect("placed above"))
+    }
+
+    /// Gives the noise predictor up where the VAE has no room beside it.
+    fn make_room(&mut self) -> candle_core::Result<()> {
+        kernels::give_back(&self.device)?;
+        let free = kernels::free_bytes(&self.device)?;
+        if self.predictor.is_some() && free.is_some_and(|free| free < self.vae_bytes) {
+            tracing::debug!(?free, needed = self.vae_bytes, "the noise predictor makes room for the VAE");
+            self.predictor = None;
+            kernels::give_back(&self.device)?;
+        }
+        Ok(())
     }
 
     /// Encodes or decodes a tile with given statistics, or finds out its own.
@@ -298,18 +318,19 @@ impl SdxlModel {
         }
         let names = task.pag.as_ref().map_or(&[][..], |pag| &pag.blocks);
         let perturbed = resolve_blocks(names, &self.description.pag_blocks)?;
-        let mut text = Vec::new();
+        let row = |states, pooled| Row { states, pooled, is_negative: false };
+        let mut rows = Vec::new();
         if task.uses_negative() {
             let missing = BackendError::MissingNegative { guidance_scale: task.guidance_scale };
             let (states, pooled) = conditioning.negative.as_ref().ok_or(missing)?;
-            text.push((states, pooled));
+            rows.push(Row { is_negative: true, ..row(states, pooled) });
         }
-        text.push((&conditioning.prompt, &conditioning.pooled));
+        rows.push(row(&conditioning.prompt, &conditioning.pooled));
         if task.pag.is_some() {
-            text.push((&conditioning.prompt, &conditioning.pooled));
+            rows.push(row(&conditioning.prompt, &conditioning.pooled));
         }
         let (width, pooled_width) = (self.configs.unet.cross_dim(), self.configs.unet.pooled_dim());
-        for (states, pooled) in &text {
+        for Row { states, pooled, .. } in &rows {
             if states.shape().len() != 2 || states.shape()[1] != width {
                 return Err(shape("the text states", states, format!("(tokens, {width})")));
             }
@@ -320,76 +341,40 @@ impl SdxlModel {
                 return Err(shape("the pooled text state", pooled, format!("({pooled_width})")));
             }
         }
-        Ok(Checked { task, text, perturbed })
+        Ok(Checked { task, rows, perturbed })
     }
 
-    /// The guided outputs of patches that go together, in one call.
-    fn run_patches(&mut self, patches: &[&Checked<'_>]) -> Result<Vec<Array>, BackendError> {
-        self.text = None;
-        if !self.device.is_cpu() {
-            self.vae = None;
+    /// Starts patches that go together.
+    fn start_group(&mut self, patches: &[&Checked<'_>]) -> Result<Running, BackendError> {
+        let had_text = self.text.take().is_some();
+        let had_vae = !self.device.is_cpu() && self.vae.take().is_some();
+        if had_text || had_vae {
+            kernels::give_back(&self.device).map_err(|e| device_error("noise", &e))?;
         }
-        if self.unet.is_none() {
-            self.unet = Some(self.build_unet(Mode::Read)?);
+        if self.predictor.is_none() {
+            self.predictor = Some(Predictor::new(self.build_unet(Mode::Read)?, &self.device));
         }
-        let unet = self.unet.as_ref().expect("placed above");
-        let compute = || -> candle_core::Result<Vec<f32>> {
-            // A row of every patch for the negative (where it is needed), then for the prompt, then for the
-            // perturbed prompt.
-            let rows =
-                || (0..patches[0].text.len()).flat_map(|i| patches.iter().map(move |p| (*p, p.text[i])));
-            let stack = |arrays: Vec<&Array>| -> candle_core::Result<Tensor> {
-                let shape: Vec<usize> = [arrays.len()].iter().chain(arrays[0].shape()).copied().collect();
-                let values: Vec<f32> = arrays.iter().flat_map(|a| a.data()).copied().collect();
-                Tensor::from_vec(values, shape, &self.device)
-            };
-            let dtype = working_dtype(&self.device, self.dtype);
-            let latents = stack(rows().map(|(p, _)| &*p.task.latent).collect())?;
-            let states = stack(rows().map(|(_, text)| text.0).collect())?.to_dtype(dtype)?;
-            let pooled = stack(rows().map(|(_, text)| text.1).collect())?;
-            let timesteps: Vec<f32> = rows().map(|(p, _)| p.task.timestep as f32).collect();
-            let time_ids: Vec<[f32; 6]> = rows().map(|(p, _)| p.task.time_ids).collect();
-            let input = UnetInput {
-                latents: &latents,
-                timesteps: &timesteps,
-                states: &states,
-                pooled: &pooled,
-                time_ids: &time_ids,
-                perturbed: Perturbed { names: &patches[0].perturbed, rows: patches.len() },
-            };
-            unet.forward(&input)?.flatten_all()?.to_vec1::<f32>()
-        };
-        let outputs = on_pool(&self.device, compute).map_err(|e| device_error("noise", &e))?;
-        let length = patches[0].task.latent.data().len();
-        let outputs: Vec<&[f32]> = outputs.chunks_exact(length).collect();
-        let guided = patches.iter().enumerate().map(|(i, patch)| {
-            let rows: Vec<&[f32]> = outputs.iter().skip(i).step_by(patches.len()).copied().collect();
-            let shape = patch.task.latent.shape().to_vec();
-            Array::new(shape, combine(patch.task, &rows)).expect("guidance keeps the size of a row")
-        });
-        Ok(guided.collect())
+        let predictor = self.predictor.as_mut().expect("placed above");
+        predictor.start(patches).map_err(|e| device_error("noise", &e))
     }
 }
 
-/// A patch that fits the model.
+/// Patches on their way.
 #[derive(Debug)]
-struct Checked<'a> {
-    task: &'a NoiseTask,
-    /// Text states and pooled text of each of its rows.
-    text: Vec<(&'a Array, &'a Array)>,
-    /// Self-attentions that are the identity in its last row.
-    perturbed: Vec<String>,
+struct Groups {
+    /// What is wrong with those that do not fit.
+    errors: Vec<Option<BackendError>>,
+    groups: Vec<Group>,
 }
 
-impl Checked<'_> {
-    /// Whether both can go through the network in one call: in one batch of tensors, perturbed alike.
-    fn goes_with(&self, other: &Self) -> bool {
-        self.task.latent.shape() == other.task.latent.shape()
-            && self.text.len() == other.text.len()
-            && self.task.pag.is_some() == other.task.pag.is_some()
-            && self.perturbed == other.perturbed
-            && self.text[0].0.shape() == other.text[0].0.shape()
-    }
+/// Patches that go through the network together.
+#[derive(Debug)]
+struct Group {
+    /// Which they are.
+    chosen: Vec<usize>,
+    /// How many the call is of: a GPU's is filled up.
+    size: usize,
+    running: Result<Running, BackendError>,
 }
 
 impl Backend for SdxlModel {
@@ -430,35 +415,69 @@ impl Backend for SdxlModel {
     }
 
     fn predict_noises(&mut self, patches: &[Patch<'_>]) -> Vec<Result<Array, BackendError>> {
+        let started = self.start_noises(patches);
+        self.finish_noises(started, patches)
+    }
+
+    fn start_noises(&mut self, patches: &[Patch<'_>]) -> Started {
         let checked: Vec<_> = patches.iter().map(|patch| self.check_patch(*patch)).collect();
-        let mut answers: Vec<Option<Result<Array, BackendError>>> = patches.iter().map(|_| None).collect();
+        let mut is_chosen = vec![false; patches.len()];
+        let mut groups = Vec::new();
         for (i, patch) in checked.iter().enumerate() {
             let Ok(first) = patch else { continue };
-            if answers[i].is_some() {
+            if is_chosen[i] {
                 continue;
             }
-            let goes = |j: &usize| {
-                answers[*j].is_none() && checked[*j].as_ref().is_ok_and(|other| other.goes_with(first))
-            };
+            let goes =
+                |j: &usize| !is_chosen[*j] && checked[*j].as_ref().is_ok_and(|other| other.goes_with(first));
             let chosen: Vec<usize> = (i..patches.len()).filter(goes).take(self.batch).collect();
+            chosen.iter().for_each(|j| is_chosen[*j] = true);
             let mut group: Vec<&Checked<'_>> =
                 chosen.iter().map(|j| checked[*j].as_ref().expect("chosen among them")).collect();
             if !self.device.is_cpu() {
                 // A library may take other kernels for other sizes of a batch: so there is only one size.
                 group.resize(self.batch, group[0]);
             }
-            match self.run_patches(&group) {
+            let running = self.start_group(&group);
+            groups.push(Group { chosen, size: group.len(), running });
+        }
+        Started::new(Groups { errors: checked.into_iter().map(Result::err).collect(), groups })
+    }
+
+    fn is_done(&self, started: &Started) -> bool {
+        let groups = &started.get::<Groups>().groups;
+        groups.iter().all(|group| group.running.as_ref().map_or(true, Running::is_done))
+    }
+
+    fn finish_noises(&mut self, started: Started, patches: &[Patch<'_>]) -> Vec<Result<Array, BackendError>> {
+        let Groups { errors, groups } = started.into::<Groups>();
+        let mut answers: Vec<_> = errors.into_iter().map(|error| error.map(Err)).collect();
+        for Group { chosen, size, running } in groups {
+            let tasks: Vec<&NoiseTask> = chosen.iter().map(|j| patches[*j].0).collect();
+            let guided = running.and_then(|running| match &mut self.predictor {
+                Some(predictor) => {
+                    predictor.finish(running, size, &tasks).map_err(|e| device_error("noise", &e))
+                }
+                None => {
+                    let message = "the network was given up before it was asked for its answers".into();
+                    Err(BackendError::Device { what: "noise", message })
+                }
+            });
+            match guided {
                 Ok(guided) => {
                     chosen.iter().zip(guided).for_each(|(j, guided)| answers[*j] = Some(Ok(guided)));
                 }
-                Err(error) => answers[i] = Some(Err(error)),
+                Err(error) => {
+                    let message = error.to_string();
+                    answers[chosen[0]] = Some(Err(error));
+                    for j in &chosen[1..] {
+                        let message = message.clone();
+                        answers[*j] = Some(Err(BackendError::Device { what: "noise", message }));
+                    }
+                }
             }
         }
-        let answer = |(checked, answer): (Result<_, _>, Option<_>)| match checked {
-            Ok(_) => answer.expect("every patch that fits was run"),
-            Err(error) => Err(error),
-        };
-        checked.into_iter().zip(answers).map(answer).collect()
+        answers.into_iter().map(|answer| answer.expect("every patch was started or refused")).collect()
     }
 
     fn encode_tile(&mut self, image: &Array, norms: Option<&Array>) -> Result<Array, BackendError> {
@@ -500,7 +519,7 @@ impl Backend for SdxlModel {
 
 /// Runs a network of a CPU on a thread of the pool: from any other, each of its operations would have to wait for
 /// one of those to wake up, and to be woken up itself.
-fn on_pool<T: Send>(device: &Device, network: impl FnOnce() -> T + Send) -> T {
+pub(super) fn on_pool<T: Send>(device: &Device, network: impl FnOnce() -> T + Send) -> T {
     if device.is_cpu() { rayon::scope(|_| network()) } else { network() }
 }
 
@@ -538,6 +557,8 @@ fn device_error(what: &'static str, error: &candle_core::Error) -> BackendError 
     BackendError::Device { what, message: error.to_string() }
 }
 
+/// Tokens of a text.
+const TOKENS: usize = 77;
 /// What fits at once through the VAE of a picture that is not cut.
 const WHOLE_PIXELS: u64 = 1 << 20;
 
@@ -571,7 +592,8 @@ fn device_bytes(
     let channels = configs.vae.block_out_channels.iter().take(2).max().copied().unwrap_or(0) as u64;
     let pixels = WHOLE_PIXELS.max((configs.vae.sample_size as u64).pow(2));
     let tile = pixels * channels * size(working_dtype(device, vae_dtype)) * 7 / 2;
-    Memory { placed, working: patch.max(tile) }
+    let text = Predictor::text_bytes(&configs.unet, (batch * 2, TOKENS), working_dtype(device, unet_dtype));
+    Memory { placed, working: patch.max(tile) + text, vae: vae + tile }
 }
 
 /// Bytes on a device.
@@ -581,6 +603,8 @@ struct Memory {
     placed: u64,
     /// Of what networks make on their way.
     working: u64,
+    /// Of the VAE: weights, and what it makes on its way.
+    vae: u64,
 }
 
 /// One hash per component. Tokenizers count with the text encoders: by what they do to the words.

@@ -121,11 +121,11 @@ impl DeviceChoice {
         let fail = |reason: String| LoadError::Device { device: self.to_string(), reason };
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto if cfg!(feature = "cuda") => Ok(or_cpu(Device::new_cuda(0))),
+            Self::Auto if cfg!(feature = "cuda") => Ok(or_cpu(cuda(0))),
             Self::Auto if cfg!(feature = "metal") => Ok(or_cpu(Device::new_metal(0))),
             Self::Auto => Ok(Device::Cpu),
             Self::Cuda(index) if cfg!(feature = "cuda") => {
-                Device::new_cuda(index).map_err(|e| fail(format!("it cannot be opened: {e}")))
+                cuda(index).map_err(|e| fail(format!("it cannot be opened: {e}")))
             }
             Self::Metal if cfg!(feature = "metal") => {
                 Device::new_metal(0).map_err(|e| fail(format!("it cannot be opened: {e}")))
@@ -134,6 +134,14 @@ impl DeviceChoice {
             Self::Metal => Err(fail(absent("metal"))),
         }
     }
+}
+
+/// An NVIDIA GPU.
+fn cuda(index: usize) -> candle_core::Result<Device> {
+    #[cfg(feature = "cuda")]
+    return super::kernels::cuda::open(index);
+    #[cfg(not(feature = "cuda"))]
+    Device::new_cuda(index)
 }
 
 /// The GPU where there is one. A driver that fails is worth a word: the CPU is far slower.
@@ -175,15 +183,12 @@ pub(crate) fn numeric_class(device: &Device, dtype: Dtype, batch: usize) -> Nume
     NumericClass { backend: backend.to_owned(), kernels, dtype, algorithm: ALGORITHM }
 }
 
-/// `sm_90`, with the libraries for convolution and attention where they are built in and used.
+/// What decides how libraries compute: architecture and multiprocessors (`sm_90x132`), and the libraries' own versions;
+/// with attention in one kernel where it is built in and used.
 #[cfg(feature = "cuda")]
 fn cuda_kernels(device: &Device, dtype: Dtype) -> String {
-    let capability =
-        device.as_cuda_device().ok().and_then(|d| d.cuda_stream().context().compute_capability().ok());
-    let arch = capability.map_or("sm_unknown".to_owned(), |(major, minor)| format!("sm_{major}{minor}"));
-    let convolution = if cfg!(feature = "cudnn") { "+cudnn" } else { "" };
     let attention = if fused_attention(device, dtype) { "+flash" } else { "" };
-    format!("{arch}{convolution}{attention}")
+    super::kernels::cuda::class(device).unwrap_or_else(|_| "sm_unknown".to_owned()) + attention
 }
 
 #[cfg(feature = "flash-attn")]

@@ -1,10 +1,10 @@
 //! The arithmetic of the networks, one function per operation.
 //!
-//! On a CPU these are our own kernels; on other devices they are candle's operations
-//! ([`plain`]), and attention on NVIDIA GPUs is one kernel with the feature `flash-attn`. A CPU
-//! computes in f32: half precision there is a way to keep weights in less memory.
+//! On a CPU these are our own kernels. On NVIDIA GPUs (`cuda`) they are NVIDIA's libraries and our own kernels, and
+//! attention is one kernel with the feature `flash-attn`. On other devices they are candle's operations
+//! ([`plain`]). A CPU computes in f32: half precision there is a way to keep weights in less memory.
 //!
-//! Images are (batch, channels, h, w) everywhere. On a CPU they lie channels-last (strides that put a
+//! Images are (batch, channels, h, w) everywhere. On CPUs and NVIDIA GPUs they lie channels-last (strides that put a
 //! pixel's channels side by side), so that pixels are rows of a product, and tokens without a copy.
 //!
 //! Invariants of the CPU kernels: the order of every sum is a function of the shapes alone, never
@@ -14,6 +14,8 @@
 
 mod attention;
 mod conv;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 #[cfg(feature = "flash-attn")]
 pub(super) mod flash;
 mod host;
@@ -22,7 +24,9 @@ mod norm;
 mod plain;
 mod pointwise;
 mod product;
+mod replay;
 pub(crate) mod simd;
+mod staging;
 mod winograd;
 
 #[cfg(test)]
@@ -31,6 +35,9 @@ mod tests;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
+
+pub(crate) use replay::{Replay, Values};
+pub(crate) use staging::{Download, Staging};
 
 /// How an image is extended with zeros before a convolution, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +77,43 @@ pub(crate) struct AttentionSpec {
 
 fn on_cpu(x: &Tensor) -> bool {
     matches!(x.device(), Device::Cpu)
+}
+
+/// Whether `x` is on a device that [`cuda`] computes on.
+fn on_cuda(x: &Tensor) -> bool {
+    cfg!(feature = "cuda") && x.device().is_cuda()
+}
+
+/// Gives memory that nothing is in any more back to the device: what is dropped stays with this process otherwise,
+/// because the next call will need it.
+pub(crate) fn give_back(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::give_back(device);
+    }
+    let _ = device;
+    Ok(())
+}
+
+/// Bytes of memory that nobody uses on a device that has a memory of its own, if it says so.
+pub(crate) fn free_bytes(device: &Device) -> Result<Option<u64>> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::free_bytes(device).map(Some);
+    }
+    let _ = device;
+    Ok(None)
+}
+
+/// Lets this thread's convolutions round f32 values to TF32 on NVIDIA GPUs: to f16's 11 bits, with f32's range. For a
+/// VAE in f32 beside a network in half precision, which only needs the range.
+pub(crate) fn round_f32(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::round_f32(device);
+    }
+    let _ = device;
+    Ok(())
 }
 
 /// What activations are computed in where weights are kept in `dtype`.
@@ -112,6 +156,15 @@ impl Matrix {
         Ok(Self(Weights::new(weight, linear::pack)?))
     }
 
+    /// The matrices (out, in) of several layers that read the same, one below the other, where their device is
+    /// faster with one large product than with several.
+    pub(crate) fn joined(weights: &[Tensor]) -> Result<Option<Self>> {
+        if !weights.iter().all(on_cuda) {
+            return Ok(None);
+        }
+        Self::new(Tensor::cat(weights, 0)?).map(Some)
+    }
+
     /// Weights (2 out, in) for [`geglu`].
     pub(crate) fn gated(weight: Tensor) -> Result<Self> {
         Ok(Self(Weights::new(weight, linear::pack_gated)?))
@@ -121,6 +174,8 @@ impl Matrix {
 impl Filters {
     /// Filters (out, in, kh, kw).
     pub(crate) fn new(weight: Tensor) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        let weight = if on_cuda(&weight) { cuda::filters(&weight)? } else { weight };
         Ok(Self(Weights::new(weight, conv::Filters::new)?))
     }
 }
@@ -134,6 +189,8 @@ pub(crate) fn linear(
 ) -> Result<Tensor> {
     match &weight.0 {
         Weights::Packed(weight) => linear::linear(x, weight, bias, residual),
+        #[cfg(feature = "cuda")]
+        Weights::Plain(weight) if on_cuda(x) => cuda::linear(x, weight, bias, residual),
         Weights::Plain(weight) => {
             let out = plain::linear(x, weight, bias)?;
             match residual {
@@ -144,11 +201,15 @@ pub(crate) fn linear(
     }
 }
 
-/// `x W^T + b` for a few rows, each computed alone: (rows, in) -> (rows, out). A row's result does
-/// not depend on the others, on any device.
+/// `x W^T + b` for a few rows: (rows, in) -> (rows, out). A row's result does not depend on the others; on NVIDIA
+/// GPUs it may depend on how many there are.
 pub(crate) fn linear_rows(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>) -> Result<Tensor> {
     match &weight.0 {
         Weights::Packed(weight) => linear::linear(&x.unsqueeze(0)?, weight, bias, None)?.squeeze(0),
+        #[cfg(feature = "cuda")]
+        Weights::Plain(weight) if on_cuda(x) => {
+            cuda::linear(&x.unsqueeze(0)?, weight, bias, None)?.squeeze(0)
+        }
         Weights::Plain(weight) => plain::linear_rows(x, weight, bias),
     }
 }
@@ -158,6 +219,8 @@ pub(crate) fn linear_rows(x: &Tensor, weight: &Matrix, bias: Option<&Tensor>) ->
 pub(crate) fn geglu(x: &Tensor, weight: &Matrix, bias: &Tensor) -> Result<Tensor> {
     match &weight.0 {
         Weights::Packed(weight) => linear::geglu(x, weight, bias),
+        #[cfg(feature = "cuda")]
+        Weights::Plain(weight) if on_cuda(x) => cuda::gate(&cuda::linear(x, weight, Some(bias), None)?),
         Weights::Plain(weight) => plain::geglu(&plain::linear(x, weight, Some(bias))?),
     }
 }
@@ -195,20 +258,70 @@ pub(crate) fn conv2d(
             let (_, _, h, w) = x.dims4()?;
             conv::conv2d(x, filters, (stride, padding), around.resized.unwrap_or((h, w)), &extras)
         }
+        #[cfg(feature = "cuda")]
+        Weights::Plain(weight) if on_cuda(x) => {
+            let out = cuda::conv2d(x, weight, bias, (stride, padding), around)?;
+            match around.shift {
+                Some(shift) => out.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?),
+                None => Ok(out),
+            }
+        }
         Weights::Plain(weight) => plain::conv2d(x, weight, bias, (stride, padding), around),
     }
+}
+
+/// An image on its way to a group normalisation.
+#[derive(Debug)]
+pub(crate) struct Shifted {
+    image: Tensor,
+    /// (batch, channels): still to be added to every pixel.
+    shift: Option<Tensor>,
+}
+
+impl From<Tensor> for Shifted {
+    fn from(image: Tensor) -> Self {
+        Self { image, shift: None }
+    }
+}
+
+impl Shifted {
+    /// The image; [`Around::shift`] may be missing from it.
+    pub(crate) fn image(&self) -> &Tensor {
+        &self.image
+    }
+}
+
+/// [`conv2d`] for a group normalisation, which may be cheaper a place to add [`Around::shift`].
+pub(crate) fn conv2d_to_norm(
+    x: &Tensor,
+    filters: &Filters,
+    bias: &Tensor,
+    shape: (usize, Padding),
+    around: Around<'_>,
+) -> Result<Shifted> {
+    if on_cuda(x) {
+        let image = conv2d(x, filters, bias, shape, Around { shift: None, ..around })?;
+        return Ok(Shifted { image, shift: around.shift.cloned() });
+    }
+    conv2d(x, filters, bias, shape, around).map(Shifted::from)
 }
 
 /// Group normalisation (Wu and He, arXiv 1803.08494) of (batch, c, h, w), followed by
 /// `x sigmoid(x)` where `silu` is set. `statistics`: mean and variance of each group, one after the other,
 /// instead of those of `x`.
 pub(crate) fn group_norm(
-    x: &Tensor,
+    x: &Shifted,
     (weight, bias): (&Tensor, &Tensor),
     groups: usize,
     (eps, silu): (f64, bool),
     statistics: Option<&[f32]>,
 ) -> Result<Tensor> {
+    let Shifted { image: x, shift } = x;
+    #[cfg(feature = "cuda")]
+    if on_cuda(x) {
+        return cuda::group_norm(x, shift.as_ref(), (weight, bias), groups, (eps, silu), statistics);
+    }
+    debug_assert!(shift.is_none(), "a shift is left to the GPU's kernel alone");
     if !on_cpu(x) {
         return plain::group_norm(x, (weight, bias), groups, (eps, silu), statistics);
     }
@@ -217,6 +330,10 @@ pub(crate) fn group_norm(
 
 /// Mean and variance of each group of channels of (1, c, h, w), one after the other. `x` may be strided.
 pub(crate) fn group_statistics(x: &Tensor, groups: usize) -> Result<Vec<f32>> {
+    #[cfg(feature = "cuda")]
+    if on_cuda(x) {
+        return cuda::group_statistics(x, groups);
+    }
     if !on_cpu(x) {
         return plain::group_statistics(x, groups);
     }
@@ -225,23 +342,40 @@ pub(crate) fn group_statistics(x: &Tensor, groups: usize) -> Result<Vec<f32>> {
 
 /// Layer normalisation over the last axis (Ba et al., arXiv 1607.06450).
 pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if on_cuda(x) {
+        return cuda::layer_norm(x, weight, bias, eps);
+    }
     if !on_cpu(x) {
         return candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, eps as f32);
     }
     norm::layer_norm(x, weight, bias, eps as f32)
 }
 
-/// Multi-head attention: q (batch, sq, c), k and v (batch, sk, c) -> (batch, sq, c). Never holds
-/// all the scores.
+/// Multi-head attention: q (batch, sq, c), k and v (batch, sk, c) -> (batch, sq, c). They may also come with their
+/// heads apart, as (batch, rows, heads, width), and then strided. Never holds all the scores.
 pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> Result<Tensor> {
-    if !on_cpu(q) {
-        #[cfg(feature = "flash-attn")]
-        if flash::takes(q, spec)? {
-            return flash::attention(q, k, v, spec);
-        }
-        return plain::attention(q, k, v, spec);
+    if on_cpu(q) {
+        let whole = |t: &Tensor| t.flatten_from(2);
+        return attention::attention(&whole(q)?, &whole(k)?, &whole(v)?, spec.heads, spec.mask);
     }
-    attention::attention(q, k, v, spec.heads, spec.mask)
+    let (q, k, v) = (heads(q, spec.heads)?, heads(k, spec.heads)?, heads(v, spec.heads)?);
+    #[cfg(feature = "flash-attn")]
+    if flash::takes(&q, spec)? {
+        return flash::attention(&q, &k, &v);
+    }
+    plain::attention(&q, &k, &v, spec)
+}
+
+/// (batch, rows, c) as (batch, rows, heads, c / heads).
+fn heads(states: &Tensor, heads: usize) -> Result<Tensor> {
+    match states.rank() {
+        4 => Ok(states.clone()),
+        _ => {
+            let (batch, rows, width) = states.dims3()?;
+            states.reshape((batch, rows, heads, width / heads))
+        }
+    }
 }
 
 /// Pixels as rows: (batch, c, h, w) -> (batch, h w, c).
@@ -254,11 +388,15 @@ pub(crate) fn tokens(image: &Tensor) -> Result<Tensor> {
 pub(crate) fn image(tokens: &Tensor, h: usize, w: usize) -> Result<Tensor> {
     let (batch, _, channels) = tokens.dims3()?;
     let image = tokens.reshape((batch, h, w, channels))?.permute((0, 3, 1, 2))?;
-    if on_cpu(tokens) { Ok(image) } else { image.contiguous() }
+    if on_cpu(tokens) || on_cuda(tokens) { Ok(image) } else { image.contiguous() }
 }
 
 /// Appends the channels of `b` to those of `a`.
 pub(crate) fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if on_cuda(a) {
+        return cuda::concat_channels(a, b);
+    }
     if !on_cpu(a) {
         return Tensor::cat(&[a, b], 1);
     }

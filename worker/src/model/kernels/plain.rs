@@ -102,17 +102,16 @@ pub(super) fn geglu(x: &Tensor) -> Result<Tensor> {
     halves[0].contiguous()? * halves[1].contiguous()?.gelu_erf()?
 }
 
-/// See [`super::attention()`].
+/// See [`super::attention()`]; heads apart.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec) -> Result<Tensor> {
-    let (batch, sq, width) = q.dims3()?;
+    let (batch, sq, heads, d) = q.dims4()?;
     let sk = k.dim(1)?;
-    let d = width / spec.heads;
-    let split = |t: &Tensor, s: usize| t.reshape((batch, s, spec.heads, d))?.transpose(1, 2)?.contiguous();
-    let (q, k, v) = (split(q, sq)?, split(k, sk)?, split(v, sk)?);
+    let split = |t: &Tensor| t.transpose(1, 2)?.contiguous();
+    let (q, k, v) = (split(q)?, split(k)?, split(v)?);
     let dtype = v.dtype();
     let wide = if spec.upcast { DType::F32 } else { dtype };
     let (q, k) = ((q.to_dtype(wide)? / (d as f64).sqrt())?, k.to_dtype(wide)?.t()?.contiguous()?);
-    let block = (SCORES / (batch * spec.heads * sk)).clamp(1, sq);
+    let block = (SCORES / (batch * heads * sk)).clamp(1, sq);
     let mut blocks = Vec::new();
     for start in (0..sq).step_by(block) {
         let rows = block.min(sq - start);
@@ -125,5 +124,5 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec)
         }
         blocks.push(candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(dtype)?.matmul(&v)?);
     }
-    Tensor::cat(&blocks, 2)?.transpose(1, 2)?.contiguous()?.reshape((batch, sq, width))
+    Tensor::cat(&blocks, 2)?.transpose(1, 2)?.contiguous()?.flatten_from(2)
 }

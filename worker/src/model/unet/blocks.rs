@@ -127,6 +127,10 @@ pub(super) fn load_down(scope: &Scope<'_>, config: &UnetConfig) -> Load<Vec<Down
 }
 
 impl DownBlock {
+    pub(super) fn transformers(&self) -> impl Iterator<Item = &Transformer> {
+        self.pairs.iter().filter_map(|pair| pair.transformer.as_ref())
+    }
+
     /// Appends every intermediate result to `skips`.
     pub(super) fn forward(
         &self,
@@ -168,6 +172,10 @@ impl MidBlock {
             )?,
             last: load_resnet(&scope.at("resnets.1"), config, c, c, scale)?,
         })
+    }
+
+    pub(super) fn transformer(&self) -> &Transformer {
+        &self.transformer
     }
 
     pub(super) fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
@@ -212,6 +220,10 @@ pub(super) fn load_up(scope: &Scope<'_>, config: &UnetConfig) -> Load<Vec<UpBloc
 }
 
 impl UpBlock {
+    pub(super) fn transformers(&self) -> impl Iterator<Item = &Transformer> {
+        self.pairs.iter().filter_map(|pair| pair.transformer.as_ref())
+    }
+
     /// Takes the last of `skips` for each resnet, and resizes to the size of the next one.
     pub(super) fn forward(
         &self,

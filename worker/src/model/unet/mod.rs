@@ -5,10 +5,13 @@ mod blocks;
 mod embeddings;
 mod transformer;
 
-use candle_core::{DType, Result, Tensor};
+use std::collections::HashMap;
+
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::config::UnetConfig;
 use super::error::LoadError;
+use super::kernels::Values;
 use super::layers::{Conv2d, GroupNorm};
 use super::weights::Scope;
 use blocks::{DownBlock, MidBlock, UpBlock};
@@ -16,21 +19,26 @@ use embeddings::{TimeEmbedding, sinusoidal};
 
 pub(crate) use blocks::pag_names;
 
-/// What the network sees besides the latents, for a batch of `n` rows.
+/// What the network sees besides the texts, for a batch of rows.
 #[derive(Debug)]
-pub(crate) struct UnetInput<'a> {
-    /// Noisy latents (n, c, h, w).
-    pub(crate) latents: &'a Tensor,
+pub(crate) struct Rows<'a> {
+    /// Noisy latents, one row's after the other.
+    pub(crate) latents: Vec<f32>,
+    /// (rows, c, h, w)
+    pub(crate) shape: Vec<usize>,
     /// t: training timestep of every row.
-    pub(crate) timesteps: &'a [f32],
-    /// Text states (n, tokens, width).
-    pub(crate) states: &'a Tensor,
-    /// Pooled text states (n, width), f32.
-    pub(crate) pooled: &'a Tensor,
+    pub(crate) timesteps: Vec<f32>,
+    /// Pooled text states of every row.
+    pub(crate) pooled: Vec<&'a [f32]>,
     /// Canvas size, crop and target size in image pixels, of every row.
-    pub(crate) time_ids: &'a [[f32; 6]],
-    /// Self-attentions of the last rows that are made the identity.
-    pub(crate) perturbed: Perturbed<'a>,
+    pub(crate) time_ids: Vec<[f32; 6]>,
+}
+
+/// What the cross-attentions need of the texts of a batch's rows: the same for all patches and timesteps.
+#[derive(Debug, Default)]
+pub(crate) struct Text {
+    /// Keys and values, by the name of their layer.
+    by_layer: HashMap<String, Vec<Tensor>>,
 }
 
 /// Which self-attentions of the batch's last rows are the identity.
@@ -52,7 +60,7 @@ impl Perturbed<'_> {
 /// State that every block needs: the time embedding (through its SiLU), the text, the perturbation.
 struct Context<'a> {
     time: Tensor,
-    states: &'a Tensor,
+    text: &'a Text,
     perturbed: Perturbed<'a>,
 }
 
@@ -99,10 +107,51 @@ impl Unet {
         })
     }
 
-    /// The network's raw output, shaped as the latents, in f32.
-    pub(crate) fn forward(&self, input: &UnetInput<'_>) -> Result<Tensor> {
-        let context = Context { time: self.embed(input)?, states: input.states, perturbed: input.perturbed };
-        let mut x = self.conv_in.forward(&input.latents.to_dtype(self.dtype)?)?;
+    /// Reads text states (rows, tokens, width).
+    pub(crate) fn read(&self, states: &Tensor) -> Result<Text> {
+        let (states, mut text) = (states.to_dtype(self.dtype)?, Text::default());
+        let (down, up) = (self.down.iter().flat_map(DownBlock::transformers), self.up.iter());
+        let up = up.flat_map(UpBlock::transformers);
+        for transformer in down.chain([self.mid.transformer()]).chain(up) {
+            transformer.read(&states, &mut text)?;
+        }
+        Ok(text)
+    }
+
+    /// Bytes that [`Self::read`] keeps of a row of so many tokens.
+    pub(crate) fn text_bytes(config: &UnetConfig, tokens: usize, dtype: DType) -> usize {
+        let of_block = |channels: usize, depths: &Option<Vec<usize>>| {
+            2 * channels * depths.iter().flatten().sum::<usize>()
+        };
+        let of_blocks = config
+            .blocks
+            .iter()
+            .map(|b| of_block(b.channels, &b.down_depths) + of_block(b.channels, &b.up_depths));
+        let last = config.blocks.last().map_or(0, |b| b.channels);
+        (of_blocks.sum::<usize>() + 2 * last * config.mid_depth) * tokens * dtype.size_in_bytes()
+    }
+
+    /// The network's inputs: latents, sinusoids of timesteps, pooled text states with sinusoids of time ids. Sinusoids
+    /// are computed in f32 whatever the network computes in: in half precision, large timesteps would be far off.
+    pub(crate) fn inputs(&self, rows: Rows<'_>) -> Vec<Values> {
+        let c = &self.config;
+        let n = rows.timesteps.len();
+        let sines = |value: f32, width: usize| sinusoidal(value, width, c.flip_sin_to_cos, c.freq_shift);
+        let time: Vec<f32> = rows.timesteps.iter().flat_map(|t| sines(*t, c.blocks[0].channels)).collect();
+        let added = rows.pooled.iter().zip(&rows.time_ids).flat_map(|(pooled, ids)| {
+            let ids = ids.iter().flat_map(|id| sines(*id, c.addition_time_embed_dim));
+            pooled.iter().copied().chain(ids)
+        });
+        let added: Vec<f32> = added.collect();
+        let widths = [time.len() / n, added.len() / n];
+        vec![(rows.latents, rows.shape), (time, vec![n, widths[0]]), (added, vec![n, widths[1]])]
+    }
+
+    /// The network's raw output for its inputs, shaped as the latents, in f32.
+    pub(crate) fn forward(&self, inputs: &[Tensor], text: &Text, perturbed: Perturbed<'_>) -> Result<Tensor> {
+        let [latents, time, added] = inputs else { bail!("{} inputs of three", inputs.len()) };
+        let context = Context { time: self.embed(time, added)?, text, perturbed };
+        let mut x = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             x = block.forward(x, &context, &mut skips)?;
@@ -111,25 +160,12 @@ impl Unet {
         for block in &self.up {
             x = block.forward(x, &context, &mut skips)?;
         }
-        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?.to_dtype(DType::F32)
+        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?.to_dtype(DType::F32)?.contiguous()
     }
 
-    /// The embedding of timestep, time ids and pooled text, through its SiLU: (n, time_embed_dim).
-    /// Sinusoids are computed in f32 whatever the network computes in: in half precision, large
-    /// timesteps would be far off.
-    fn embed(&self, input: &UnetInput<'_>) -> Result<Tensor> {
-        let c = &self.config;
-        let rows = input.pooled.dim(0)?;
-        let device = input.latents.device();
-        let sines = |values: &[f32], width: usize| -> Result<Tensor> {
-            let all: Vec<f32> =
-                values.iter().flat_map(|v| sinusoidal(*v, width, c.flip_sin_to_cos, c.freq_shift)).collect();
-            Tensor::from_vec(all, (rows, values.len() / rows * width), device)
-        };
-        let time = sines(input.timesteps, c.blocks[0].channels)?.to_dtype(self.dtype)?;
-        let ids = sines(input.time_ids.as_flattened(), c.addition_time_embed_dim)?;
-        let pooled = input.pooled.to_dtype(DType::F32)?;
-        let added = Tensor::cat(&[&pooled, &ids], 1)?.to_dtype(self.dtype)?;
+    /// The embedding of timestep, time ids and pooled text, through its SiLU: (rows, time_embed_dim).
+    fn embed(&self, time: &Tensor, added: &Tensor) -> Result<Tensor> {
+        let (time, added) = (time.to_dtype(self.dtype)?, added.to_dtype(self.dtype)?);
         (self.time.forward(&time)? + self.added.forward(&added)?)?.silu()
     }
 }

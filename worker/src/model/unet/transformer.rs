@@ -1,12 +1,12 @@
 //! `Transformer2DModel`: image planes become tokens, pass through layers of self-attention,
 //! cross-attention and a gated feed-forward network, and become planes again.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
-use super::Context;
+use super::{Context, Text};
 use crate::model::error::LoadError;
 use crate::model::kernels::{self, AttentionSpec, Mask};
-use crate::model::layers::{Gated, GroupNorm, LayerNorm, Linear};
+use crate::model::layers::{Gated, GroupNorm, Joined, LayerNorm, Linear};
 use crate::model::weights::Scope;
 
 type Load<T> = std::result::Result<T, LoadError>;
@@ -62,6 +62,15 @@ impl Transformer {
         })
     }
 
+    /// Adds keys and values of text states (batch, tokens, width) to `text`.
+    pub(super) fn read(&self, states: &Tensor, text: &mut Text) -> Result<()> {
+        for layer in &self.layers {
+            let of_layer = layer.attn2.of_text.forward(states, layer.attn2.spec.heads)?;
+            text.by_layer.insert(layer.name.clone(), of_layer);
+        }
+        Ok(())
+    }
+
     /// (batch, channels, h, w), the same shape out.
     pub(super) fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         let (_, _, h, w) = x.dims4()?;
@@ -78,9 +87,9 @@ impl Transformer {
 struct Layer {
     name: String,
     norm1: LayerNorm,
-    attn1: Attention,
+    attn1: SelfAttention,
     norm2: LayerNorm,
-    attn2: Attention,
+    attn2: CrossAttention,
     norm3: LayerNorm,
     gate: Gated,
     out: Linear,
@@ -92,9 +101,9 @@ impl Layer {
         Ok(Self {
             name,
             norm1: LayerNorm::load(&scope.at("norm1"), c, LAYER_NORM_EPS)?,
-            attn1: Attention::load(&scope.at("attn1"), spec, c)?,
+            attn1: SelfAttention::load(&scope.at("attn1"), spec)?,
             norm2: LayerNorm::load(&scope.at("norm2"), c, LAYER_NORM_EPS)?,
-            attn2: Attention::load(&scope.at("attn2"), spec, spec.cross_dim)?,
+            attn2: CrossAttention::load(&scope.at("attn2"), spec)?,
             norm3: LayerNorm::load(&scope.at("norm3"), c, LAYER_NORM_EPS)?,
             gate: Gated::load(&scope.at("ff.net.0.proj"), c, 4 * c)?,
             out: Linear::load(&scope.at("ff.net.2"), 4 * c, c)?,
@@ -102,56 +111,84 @@ impl Layer {
     }
 
     fn forward(&self, x: Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let normal = self.norm1.forward(&x)?;
-        let x = match context.perturbed.rows_in(&self.name) {
-            0 => self.attn1.forward(&normal, &normal, &x)?,
-            last => self.attn1.forward_last_identity(&normal, last, &x)?,
+        let last = context.perturbed.rows_in(&self.name);
+        let x = self.attn1.forward(&self.norm1.forward(&x)?, last, &x)?;
+        let Some(text) = context.text.by_layer.get(&self.name) else {
+            bail!("the text was not read for {}", self.name);
         };
-        let x = self.attn2.forward(&self.norm2.forward(&x)?, context.states, &x)?;
+        let x = self.attn2.forward(&self.norm2.forward(&x)?, text, &x)?;
         self.out.forward_onto(&self.gate.forward(&self.norm3.forward(&x)?)?, &x)
     }
 }
 
-/// Multi-head attention with its projections.
+/// Multi-head attention of tokens to each other.
 #[derive(Debug)]
-struct Attention {
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+struct SelfAttention {
+    /// Queries, keys, values.
+    projections: Joined,
     to_out: Linear,
     spec: AttentionSpec,
 }
 
-impl Attention {
-    fn load(scope: &Scope<'_>, spec: TransformerSpec, source: usize) -> Load<Self> {
+fn attention_spec(spec: TransformerSpec) -> AttentionSpec {
+    AttentionSpec { heads: spec.heads, mask: Mask::None, upcast: spec.upcast }
+}
+
+impl SelfAttention {
+    fn load(scope: &Scope<'_>, spec: TransformerSpec) -> Load<Self> {
         let c = spec.channels;
         Ok(Self {
-            to_q: Linear::load_unbiased(&scope.at("to_q"), c, c)?,
-            to_k: Linear::load_unbiased(&scope.at("to_k"), source, c)?,
-            to_v: Linear::load_unbiased(&scope.at("to_v"), source, c)?,
+            projections: Joined::load(scope, &["to_q", "to_k", "to_v"], c, c)?,
             to_out: Linear::load(&scope.at("to_out.0"), c, c)?,
-            spec: AttentionSpec { heads: spec.heads, mask: Mask::None, upcast: spec.upcast },
+            spec: attention_spec(spec),
         })
     }
 
-    /// Queries from `x`, keys and values from `source`; the result is added to `residual`.
-    fn forward(&self, x: &Tensor, source: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(source)?, self.to_v.forward(source)?);
-        self.to_out.forward_onto(&kernels::attention(&q, &k, &v, self.spec)?, residual)
+    /// The result is added to `residual`. In the `last` batch rows, tokens attend to nothing but themselves: there
+    /// the scores are the identity matrix, so that the output is `to_out(v)` (Ahn et al., arXiv 2403.17377, eq. 15).
+    fn forward(&self, x: &Tensor, last: usize, residual: &Tensor) -> Result<Tensor> {
+        let states = self.projections.forward(x, self.spec.heads)?;
+        let [q, k, v] = states.as_slice() else { bail!("an attention without keys") };
+        let others = x.dim(0)? - last;
+        let mixed = |rows: usize| {
+            let of = |t: &Tensor| t.narrow(0, 0, rows);
+            kernels::attention(&of(q)?, &of(k)?, &of(v)?, self.spec)
+        };
+        let alone = |rows: usize| v.narrow(0, others, rows)?.flatten_from(2);
+        let mixed = match (others, last) {
+            (0, last) => alone(last)?,
+            (others, 0) => mixed(others)?,
+            (others, last) => Tensor::cat(&[&mixed(others)?, &alone(last)?], 0)?,
+        };
+        self.to_out.forward_onto(&mixed, residual)
+    }
+}
+
+/// Multi-head attention of tokens to a text.
+#[derive(Debug)]
+struct CrossAttention {
+    to_q: Linear,
+    /// Keys and values.
+    of_text: Joined,
+    to_out: Linear,
+    spec: AttentionSpec,
+}
+
+impl CrossAttention {
+    fn load(scope: &Scope<'_>, spec: TransformerSpec) -> Load<Self> {
+        let c = spec.channels;
+        Ok(Self {
+            to_q: Linear::load_unbiased(&scope.at("to_q"), c, c)?,
+            of_text: Joined::load(scope, &["to_k", "to_v"], spec.cross_dim, c)?,
+            to_out: Linear::load(&scope.at("to_out.0"), c, c)?,
+            spec: attention_spec(spec),
+        })
     }
 
-    /// Self-attention whose tokens attend to nothing but themselves in the `last` batch rows: there the scores
-    /// are the identity matrix, so that the output is `to_out(v)` (Ahn et al., arXiv 2403.17377, eq. 15).
-    fn forward_last_identity(&self, x: &Tensor, last: usize, residual: &Tensor) -> Result<Tensor> {
-        let others = x.dim(0)? - last;
-        let v = self.to_v.forward(x)?;
-        if others == 0 {
-            return self.to_out.forward_onto(&v, residual);
-        }
-        let queries = x.narrow(0, 0, others)?;
-        let (q, k) = (self.to_q.forward(&queries)?, self.to_k.forward(&queries)?);
-        let mixed = kernels::attention(&q, &k, &v.narrow(0, 0, others)?.contiguous()?, self.spec)?;
-        let mixed = Tensor::cat(&[&mixed, &v.narrow(0, others, last)?], 0)?;
+    /// The result is added to `residual`. `text`: keys and values.
+    fn forward(&self, x: &Tensor, text: &[Tensor], residual: &Tensor) -> Result<Tensor> {
+        let [k, v] = text else { bail!("an attention without keys") };
+        let mixed = kernels::attention(&self.to_q.forward(x)?, k, v, self.spec)?;
         self.to_out.forward_onto(&mixed, residual)
     }
 }
