@@ -3,9 +3,9 @@
 //! `GIGASMITH_PYTHON=python3 cargo bench -p gigasmith-tests --bench network -- [WORDS]`, with a Python that has
 //! what `tests/benches/reference/requirements.txt` says; without one, only our own times are printed.
 //! WORDS choose rows (`operators`, `unet`, `decode`, or part of a row's name); `threads=2` uses two,
-//! `rounds=7` counts more. Ours and PyTorch's run in turn, after one of each that is not counted; a row has the
-//! medians, and the median, least and largest of the rounds' ratios. Models with random weights are made once
-//! under the target directory (7 GB).
+//! `rounds=7` counts more, `dtype=bf16` is for our networks alone: PyTorch stays with f32. Ours and PyTorch's run in
+//! turn, after one of each that is not counted; a row has the medians, and the median, least and largest of the
+//! rounds' ratios. Models with random weights are made once under the target directory (7 GB).
 #![allow(clippy::print_stdout)]
 
 mod reference;
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::memory::{self, Blocks};
 use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
@@ -41,23 +42,26 @@ struct Bench {
     words: Vec<String>,
     threads: usize,
     rounds: usize,
+    dtype: Option<Dtype>,
     python: Option<PathBuf>,
     pool: rayon::ThreadPool,
 }
 
 impl Bench {
     fn from_args() -> anyhow::Result<Self> {
-        let (mut words, mut threads, mut rounds) = (Vec::new(), 1, 5);
+        let (mut words, mut threads, mut rounds, mut dtype) = (Vec::new(), 1, 5, None);
         for word in std::env::args().skip(1).filter(|a| a != "--bench") {
             match word.split_once('=') {
                 Some(("threads", n)) => threads = n.parse().context("threads=N")?,
+                Some(("dtype", "f16")) => dtype = Some(Dtype::F16),
+                Some(("dtype", "bf16")) => dtype = Some(Dtype::Bf16),
                 Some(("rounds", n)) => rounds = n.parse().context("rounds=N")?,
                 _ => words.push(word),
             }
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
         let python = std::env::var_os("GIGASMITH_PYTHON").map(PathBuf::from);
-        Ok(Self { words, threads, rounds: rounds.max(1), python, pool })
+        Ok(Self { words, threads, rounds: rounds.max(1), dtype, python, pool })
     }
 
     fn wants(&self, kind: &str, row: &str) -> bool {
@@ -145,7 +149,7 @@ impl Bench {
         let mut python = self.serve(Some(&folder))?;
         let options = LoadOptions {
             device: DeviceChoice::Cpu,
-            dtype: None,
+            dtype: self.dtype,
             batch: BatchChoice::Auto,
             hub: HubOptions::from_env(),
         };

@@ -7,7 +7,7 @@
 
 mod recorded;
 
-use gigasmith_proto::domain::{Array, Conditioning, NoiseTask, PagScale};
+use gigasmith_proto::domain::{Array, Conditioning, Dtype, NoiseTask, PagScale};
 use gigasmith_worker::backend::{Backend, BackendError};
 use gigasmith_worker::model::{
     BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load,
@@ -177,6 +177,42 @@ fn patches_in_one_call_have_the_answers_that_they_have_alone() {
         let answers =
             model.predict_noises(&patches).into_iter().map(|answer| answer.map_err(|e| e.to_string()));
         assert!(alone == answers.collect::<Vec<_>>(), "batches of {batch} changed a result");
+    }
+}
+
+/// Products of bf16 (where the processor has them; else widened weights): near the recordings, and as reproducible.
+#[test]
+fn bf16_is_near_and_the_same_to_the_bit() {
+    let open = |batch: usize| {
+        let (dtype, batch) = (Some(Dtype::Bf16), BatchChoice::Patches(batch));
+        load(&tiny_source(), &LoadOptions { dtype, batch, ..options() }).unwrap()
+    };
+    let case = Case::read("square");
+    let conditioning = case.conditioning();
+    let (mut tasks, mut wanted) = (Vec::new(), Vec::new());
+    for (i, row) in case.json["plan"].as_array().unwrap().iter().enumerate() {
+        let name = |what: &str| format!("patch{i:05}.{what}");
+        if case.has(&name("input")) {
+            let ids: [f32; 6] = case.get(&name("time_ids")).data()[..6].try_into().unwrap();
+            let latent = case.get(&name("input"));
+            tasks.push(case.task(latent, row[1].as_u64().unwrap(), ids, &conditioning));
+            wanted.push(case.get(&name("noise_pred")));
+        }
+    }
+    let mut model = open(1);
+    println!("{}", model.describe().numeric_class);
+    let alone: Vec<Array> =
+        tasks.iter().map(|task| model.predict_noise(task, &conditioning).unwrap()).collect();
+    let worst = alone.iter().zip(&wanted).map(|(a, b)| distance(a, b)).fold(0.0, f64::max);
+    println!("bf16: {} patches, worst {worst:e}", tasks.len());
+    // 8 bits, and guidance of 7.5 makes errors larger.
+    assert!(tasks.len() >= 4 && worst > 1e-4 && worst < 0.12, "{worst}");
+    let patches: Vec<_> = tasks.iter().map(|task| (task, &conditioning)).collect();
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let answers = pool.install(|| open(4).predict_noises(&patches));
+        let answers: Vec<Array> = answers.into_iter().map(Result::unwrap).collect();
+        assert!(answers == alone, "{threads} threads and batches of 4 changed a result");
     }
 }
 

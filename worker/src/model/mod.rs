@@ -7,6 +7,7 @@
 
 mod clip;
 mod config;
+mod describe;
 mod error;
 mod files;
 mod fingerprint;

@@ -173,6 +173,10 @@ pub(crate) fn candle_dtype(dtype: Dtype) -> DType {
 /// The class of results computed on `device` in `dtype`, `batch` patches a call.
 pub(crate) fn numeric_class(device: &Device, dtype: Dtype, batch: usize) -> NumericClass {
     let (backend, mut kernels) = match device {
+        // Products of bf16 round activations: other results than those of widened weights.
+        Device::Cpu if dtype == Dtype::Bf16 && Isa::best().has_bf16() => {
+            ("cpu", format!("{}+bf16", Isa::best().class()))
+        }
         Device::Cpu => ("cpu", Isa::best().class().to_owned()),
         Device::Cuda(_) => ("cuda", cuda_kernels(device, dtype)),
         Device::Metal(_) => ("metal", "metal".to_owned()),

@@ -29,7 +29,7 @@ impl Filters {
         let weight = weight.contiguous()?;
         let taps = kh * kw;
         let index = |k: usize, c: usize| Some((c * inputs + k % inputs) * taps + k / inputs);
-        let packed = source(&weight, |values| Packed::new(&values, (taps * inputs, outputs), index))?;
+        let packed = source(&weight, |values| Packed::new(&values, (taps * inputs, outputs), inputs, index))?;
         Ok(Self { inputs, outputs, kh, kw, packed })
     }
 }

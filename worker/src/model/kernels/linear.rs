@@ -16,7 +16,7 @@ const HALF: usize = 32;
 pub(super) fn pack(weight: &Tensor) -> Result<Packed> {
     let (columns, inputs) = weight.dims2()?;
     let weight = weight.contiguous()?;
-    source(&weight, |values| Packed::new(&values, (inputs, columns), |k, c| Some(c * inputs + k)))
+    source(&weight, |values| Packed::new(&values, (inputs, columns), inputs, |k, c| Some(c * inputs + k)))
 }
 
 /// Packs a matrix (2 out, in) whose second half gates the first: a panel has some values and their gates.
@@ -30,7 +30,7 @@ pub(super) fn pack_gated(weight: &Tensor) -> Result<Packed> {
         (column < columns).then_some(((within / HALF * columns) + column) * inputs + k)
     };
     let padded = columns.div_ceil(HALF) * 2 * HALF;
-    source(&weight, |values| Packed::new(&values, (inputs, padded), index))
+    source(&weight, |values| Packed::new(&values, (inputs, padded), inputs, index))
 }
 
 /// `x W^T + b + residual` for `x` (batch, rows, in).

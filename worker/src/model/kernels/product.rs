@@ -5,6 +5,9 @@
 //! activations are read where they lie. Every element is summed in the order of its inputs, in runs of at
 //! most [`RUN`] fused multiply-adds: the same bytes for any number of rows, threads, and vector lanes.
 //!
+//! Weights in bf16 are multiplied as they are, two inputs in one instruction, where the CPU can: then activations are
+//! rounded to bf16 too, which is a numeric class of its own.
+//!
 //! Unsafe code: vector loads and stores through pointers, and the call of functions compiled for
 //! instructions beyond the baseline. Bounds are checked before every block.
 #![allow(unsafe_code)]
@@ -25,31 +28,36 @@ const LANES: usize = 16;
 /// 64 bytes, so aligned that a vector never lies in two lines of the cache.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([f32; LANES]);
+struct Line<T>([T; LANES]);
 
-/// Values in aligned memory.
+/// Values of 4 bytes in aligned memory.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Aligned(Vec<Line>);
+pub(super) struct Aligned<T = f32>(Vec<Line<T>>);
 
-impl Aligned {
+impl<T: Copy + Default> Aligned<T> {
+    const SIZE: () = assert!(size_of::<Line<T>>() == LANES * size_of::<T>(), "lines have no padding");
+
     /// So many zeros.
     pub(super) fn zeros(length: usize) -> Self {
-        Self(vec![Line([0.0; LANES]); length.div_ceil(LANES)])
+        const { Self::SIZE };
+        Self(vec![Line([T::default(); LANES]); length.div_ceil(LANES)])
     }
 
     /// At least so many values; what is new is zero.
     pub(super) fn grow(&mut self, length: usize) {
         if self.0.len() < length.div_ceil(LANES) {
-            self.0.resize(length.div_ceil(LANES), Line([0.0; LANES]));
+            self.0.resize(length.div_ceil(LANES), Line([T::default(); LANES]));
         }
     }
 
-    pub(super) fn values(&self) -> &[f32] {
-        // SAFETY: a `Line` is 16 f32 without padding, so the vector's lines are that many values.
+    pub(super) fn values(&self) -> &[T] {
+        const { Self::SIZE };
+        // SAFETY: a `Line` is 16 values without padding, so the vector's lines are that many values.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LANES) }
     }
 
-    pub(super) fn values_mut(&mut self) -> &mut [f32] {
+    pub(super) fn values_mut(&mut self) -> &mut [T] {
+        const { Self::SIZE };
         // SAFETY: as in `values`, and borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LANES) }
     }
@@ -93,6 +101,8 @@ enum Store {
     F32(Aligned),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
+    /// Rows of two inputs each, whose values of a column lie side by side: the first in the low half.
+    Pairs(Aligned<u32>),
 }
 
 /// The weights of a layer in panels: `inputs` rows, `columns` columns.
@@ -111,10 +121,12 @@ pub(super) enum Source<'a> {
 }
 
 impl Packed {
-    /// Packs the weights whose value for (input, column) is `source[index(input, column)]`, or zero.
+    /// Packs the weights whose value for (input, column) is `source[index(input, column)]`, or zero. Products take
+    /// `depth` inputs at a time.
     pub(super) fn new(
         source: &Source<'_>,
         (inputs, columns): (usize, usize),
+        depth: usize,
         index: impl Fn(usize, usize) -> Option<usize> + Sync,
     ) -> Self {
         use rayon::prelude::*;
@@ -146,6 +158,24 @@ impl Packed {
                 fill(&mut out, source, size, index);
                 Store::F16(out)
             }
+            Source::Bf16(source) if Isa::best().has_bf16() && depth.is_multiple_of(2) => {
+                let mut out = Aligned::zeros(length / 2);
+                out.values_mut()[..length / 2]
+                    .par_chunks_mut(WIDTH * inputs / 2)
+                    .zip(panels(columns, inputs).collect::<Vec<_>>())
+                    .for_each(|(out, panel)| {
+                        for (pair, line) in out.chunks_exact_mut(panel.width).enumerate() {
+                            for (column, o) in line[..panel.columns].iter_mut().enumerate() {
+                                let [low, high] = [0, 1].map(|i| {
+                                    let at = index(2 * pair + i, panel.first + column);
+                                    u32::from(at.map_or(0, |at| source[at].to_bits()))
+                                });
+                                *o = high << 16 | low;
+                            }
+                        }
+                    });
+                Store::Pairs(out)
+            }
             Source::Bf16(source) => {
                 let mut out = vec![bf16::ZERO; length];
                 fill(&mut out, source, size, index);
@@ -164,8 +194,15 @@ impl Packed {
         let range = panel.offset + input * panel.width..panel.offset + (input + count) * panel.width;
         match &self.store {
             Store::F32(values) => Some(&values.values()[range]),
-            Store::F16(_) | Store::Bf16(_) => None,
+            Store::F16(_) | Store::Bf16(_) | Store::Pairs(_) => None,
         }
+    }
+
+    /// The same of pairs, where they are kept so.
+    fn pairs(&self, panel: Panel, input: usize, count: usize) -> Option<&[u32]> {
+        let Store::Pairs(values) = &self.store else { return None };
+        let start = panel.offset + input * panel.width;
+        Some(&values.values()[start / 2..(start + count * panel.width) / 2])
     }
 
     /// So many rows of a panel from `input` on; `wide` holds them where they are kept in half precision.
@@ -193,6 +230,18 @@ impl Packed {
                     &values[range],
                     &mut wide.values_mut()[..length],
                 );
+            }
+            Store::Pairs(_) => {
+                wide.grow(length);
+                let pairs = self.pairs(panel, input, count).expect("of this kind");
+                let lines = wide.values_mut()[..length].chunks_exact_mut(2 * panel.width);
+                for (line, pairs) in lines.zip(pairs.chunks_exact(panel.width)) {
+                    let (first, second) = line.split_at_mut(panel.width);
+                    for ((first, second), pair) in first.iter_mut().zip(second).zip(pairs) {
+                        *first = f32::from_bits(pair << 16);
+                        *second = f32::from_bits(pair & 0xffff_0000);
+                    }
+                }
             }
         }
         &wide.values()[..length]
@@ -224,6 +273,31 @@ pub(super) fn block(
         Set::Avx2 => unsafe { x86::avx2(rows, panel, width, out, stride, accumulate) },
         Set::Baseline => baseline(rows, panel, width, out, stride, accumulate),
     }
+}
+
+/// [`block`] with pairs of bf16: rows are rounded to bf16 (to the nearest, numbers below 2^-126 to zero), sums are f32.
+/// Each adds the products of a pair's second values, then those of its first.
+fn block_of_pairs(
+    isa: Isa,
+    rows: &[&[f32]],
+    panel: &[u32],
+    width: usize,
+    out: &mut [f32],
+    stride: usize,
+    accumulate: bool,
+) {
+    let depth = 2 * (panel.len() / width);
+    assert!(isa.has_bf16() && depth <= RUN);
+    assert!(!rows.is_empty() && rows.len() <= ROWS && rows.iter().all(|r| r.len() >= depth));
+    assert!(width <= WIDTH && width.is_multiple_of(LANES) && panel.len() == depth / 2 * width);
+    assert!(stride >= width && (rows.len() - 1) * stride + width <= out.len());
+    // SAFETY: the `Isa` vouches for the instructions, the assertions for the bounds.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        x86::pairs(rows, panel, width, out, stride, accumulate);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (panel, out, accumulate);
 }
 
 /// Four rows and sixteen columns at a time, for the compiler to vectorise.
@@ -331,7 +405,100 @@ mod x86 {
         };
     }
 
-    fn pointers<const M: usize>(rows: &[&[f32]]) -> [*const f32; M] {
+    /// `M` rows and `N` vectors of columns, of pairs of bf16.
+    ///
+    /// # Safety
+    /// As for `wide`, with pairs for values.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn paired<const M: usize, const N: usize>(
+        rows: [*const u32; M],
+        mut panel: *const u32,
+        (depth, width): (usize, usize),
+        out: *mut f32,
+        stride: usize,
+        accumulate: bool,
+    ) {
+        // SAFETY: all pointers stay within what the caller promises; vectors of the same size are the same bits.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); N]; M];
+            for k in 0..depth {
+                let mut b = [_mm512_setzero_si512(); N];
+                for j in 0..N {
+                    b[j] = _mm512_loadu_si512(panel.add(16 * j).cast());
+                }
+                for i in 0..M {
+                    let a = _mm512_set1_epi32((*rows[i].add(k)).cast_signed());
+                    for j in 0..N {
+                        let (a, b) = (std::mem::transmute(a), std::mem::transmute(b[j]));
+                        sums[i][j] = _mm512_dpbf16_ps(sums[i][j], a, b);
+                    }
+                }
+                panel = panel.add(width);
+            }
+            for i in 0..M {
+                for j in 0..N {
+                    let to = out.add(i * stride + 16 * j);
+                    let sum =
+                        if accumulate { _mm512_add_ps(_mm512_loadu_ps(to), sums[i][j]) } else { sums[i][j] };
+                    _mm512_storeu_ps(to, sum);
+                }
+            }
+        }
+    }
+
+    /// Rounds values to bf16.
+    ///
+    /// # Safety
+    /// The CPU has the instructions, and there is room for as many values as are read.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn round(from: &[f32], to: *mut u32) {
+        for start in (0..from.len()).step_by(16) {
+            let some = (from.len() - start).min(16);
+            let mask = ((1u32 << some) - 1) as u16;
+            // SAFETY: the mask keeps to what there is.
+            unsafe {
+                let values = _mm512_maskz_loadu_ps(mask, from.as_ptr().add(start));
+                let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
+                _mm256_mask_storeu_epi16(to.cast::<i16>().add(start), mask, rounded);
+            }
+        }
+    }
+
+    /// See [`super::block_of_pairs`], which checks the bounds.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 with BF16, and the assertions of `block_of_pairs` hold.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn pairs(
+        rows: &[&[f32]],
+        panel: &[u32],
+        width: usize,
+        out: &mut [f32],
+        stride: usize,
+        accumulate: bool,
+    ) {
+        const PAIRS: usize = super::RUN / 2;
+        let depth = panel.len() / width;
+        let mut rounded = [[0u32; PAIRS]; super::ROWS];
+        for (row, to) in rows.iter().zip(&mut rounded) {
+            // SAFETY: `PAIRS` is what there may be at most.
+            unsafe { round(&row[..2 * depth], to.as_mut_ptr()) };
+        }
+        let all: [&[u32]; super::ROWS] = std::array::from_fn(|i| &rounded[i][..]);
+        let rows = &all[..rows.len()];
+        let (size, from, to) = ((depth, width), panel.as_ptr(), out.as_mut_ptr());
+        // SAFETY: the caller's promise.
+        unsafe {
+            match width / 16 {
+                4 => for_rows!(paired, 4, rows, from, size, to, stride, accumulate),
+                3 => for_rows!(paired, 3, rows, from, size, to, stride, accumulate),
+                2 => for_rows!(paired, 2, rows, from, size, to, stride, accumulate),
+                _ => for_rows!(paired, 1, rows, from, size, to, stride, accumulate),
+            }
+        }
+    }
+
+    fn pointers<T, const M: usize>(rows: &[&[T]]) -> [*const T; M] {
         std::array::from_fn(|i| rows[i].as_ptr())
     }
 
@@ -421,15 +588,23 @@ pub(super) fn multiply<'a>(
             for panel in panels.iter().skip(task % groups * per_group).take(per_group) {
                 for (tap, start) in (0..taps).flat_map(|t| (0..depth).step_by(RUN).map(move |s| (t, s))) {
                     let run = RUN.min(depth - start);
-                    let values = packed.rows(*panel, tap * depth + start, run, wide);
+                    let pairs = packed.pairs(*panel, tap * depth + start, run);
+                    let values = match pairs {
+                        Some(_) => &[],
+                        None => packed.rows(*panel, tap * depth + start, run, wide),
+                    };
                     for r in (0..rows).step_by(ROWS) {
                         let mut slices = [&[][..]; ROWS];
                         let some = ROWS.min(rows - r);
                         for (i, slice) in slices[..some].iter_mut().enumerate() {
                             *slice = &row(first + r + i, tap)[start..start + run];
                         }
-                        let out = &mut sums[r * WIDTH..];
-                        block(isa, &slices[..some], values, panel.width, out, WIDTH, tap + start > 0);
+                        let (slices, out) = (&slices[..some], &mut sums[r * WIDTH..]);
+                        let (width, accumulate) = (panel.width, tap + start > 0);
+                        match pairs {
+                            Some(pairs) => block_of_pairs(isa, slices, pairs, width, out, WIDTH, accumulate),
+                            None => block(isa, slices, values, width, out, WIDTH, accumulate),
+                        }
                     }
                 }
                 for r in 0..rows {
@@ -507,7 +682,8 @@ mod tests {
             for (rows, columns, depth) in [(1, 3, 700), (2, 16, 5), (3, 40, 64), (6, 64, 33), (5, 150, 7)] {
                 let a: Vec<f32> = (0..rows * depth).map(|i| (i % 7) as f32 - 3.0).collect();
                 let b: Vec<f32> = (0..depth * columns).map(|i| (i % 5) as f32 - 2.0).collect();
-                let packed = Packed::new(&Source::F32(&b), (depth, columns), |k, c| Some(k * columns + c));
+                let packed =
+                    Packed::new(&Source::F32(&b), (depth, columns), depth, |k, c| Some(k * columns + c));
                 let slices: Vec<&[f32]> = a.chunks(depth).collect();
                 for panel in packed.panels() {
                     let mut out = vec![1.0; rows * WIDTH];
@@ -519,6 +695,41 @@ mod tests {
                             (0..depth).map(|k| a[r * depth + k] * b[k * columns + panel.first + c]).sum();
                         assert_eq!(out[r * WIDTH + c], 1.0 + exact, "{isa:?} {rows}x{columns}x{depth}");
                     }
+                }
+            }
+        }
+    }
+
+    /// Small whole numbers are exact in bf16 too.
+    #[test]
+    fn pairs_of_bf16_are_exact() {
+        let isa = Isa::best();
+        if !isa.has_bf16() {
+            println!("skipped: this processor has no AVX-512 BF16");
+            return;
+        }
+        for (rows, columns, depth) in
+            [(1, 3, 512), (2, 16, 6), (3, 40, 64), (4, 33, 2), (6, 64, 34), (5, 150, 18)]
+        {
+            let a: Vec<f32> = (0..rows * depth).map(|i| (i % 7) as f32 - 3.0).collect();
+            let b: Vec<bf16> = (0..depth * columns).map(|i| bf16::from_f32((i % 5) as f32 - 2.0)).collect();
+            let packed =
+                Packed::new(&Source::Bf16(&b), (depth, columns), depth, |k, c| Some(k * columns + c));
+            let slices: Vec<&[f32]> = a.chunks(depth).collect();
+            for panel in packed.panels() {
+                let exact = |r: usize, c: usize| -> f32 {
+                    (0..depth).map(|k| a[r * depth + k] * b[k * columns + panel.first + c].to_f32()).sum()
+                };
+                let mut out = vec![1.0; rows * WIDTH];
+                let pairs = packed.pairs(panel, 0, depth).expect("kept in pairs");
+                block_of_pairs(isa, &slices, pairs, panel.width, &mut out, WIDTH, true);
+                let mut wide = Aligned::default();
+                let values = packed.rows(panel, 0, depth, &mut wide);
+                let mut widened = vec![1.0; rows * WIDTH];
+                block(isa, &slices, values, panel.width, &mut widened, WIDTH, true);
+                for (r, c) in (0..rows).flat_map(|r| (0..panel.columns).map(move |c| (r, c))) {
+                    let got = [out[r * WIDTH + c], widened[r * WIDTH + c]];
+                    assert_eq!(got, [1.0 + exact(r, c); 2], "{rows}x{columns}x{depth}");
                 }
             }
         }

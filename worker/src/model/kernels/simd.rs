@@ -70,6 +70,19 @@ impl Isa {
         }
     }
 
+    /// Whether products of bf16 are computed as such. `GIGASMITH_ISA=avx512` leaves that away.
+    pub(crate) fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            static HAS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+            let has =
+                || std::is_x86_feature_detected!("avx512bf16") && std::env::var_os("GIGASMITH_ISA").is_none();
+            self.0 == Set::Avx512 && *HAS.get_or_init(has)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Which one it is; only [`Self::all`] makes any, so the CPU has its instructions.
     pub(super) fn set(self) -> Set {
         self.0

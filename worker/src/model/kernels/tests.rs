@@ -100,7 +100,10 @@ fn linear_layers_agree_with_candle() {
             let half = w.to_dtype(dtype).unwrap();
             let exact = plain::linear(&x, &half.to_dtype(DType::F32).unwrap(), Some(&bias)).unwrap();
             let got = linear(&x, &Matrix::new(half).unwrap(), Some(&bias), None).unwrap();
-            assert!(distance(&got, &exact) < 2e-6, "{dtype:?}");
+            // Where products of bf16 are computed as such, activations have 8 bits too.
+            let rounds = dtype == DType::BF16 && simd::Isa::best().has_bf16();
+            let tolerance = if rounds { 5e-3 } else { 2e-6 };
+            assert!(distance(&got, &exact) < tolerance, "{dtype:?}");
         }
     }
 }

@@ -35,7 +35,7 @@ pub(super) struct Engine {
     /// Whether convolutions round f32 values to TF32.
     pub(super) rounds: Cell<bool>,
     functions: RefCell<HashMap<String, CudaFunction>>,
-    workspace: RefCell<Option<CudaSlice<u8>>>,
+    workspace: RefCell<Option<Arc<CudaSlice<u8>>>>,
 }
 
 /// An argument of a kernel.
@@ -137,12 +137,17 @@ impl Engine {
             smaller => {
                 drop(smaller);
                 // SAFETY: libraries write what they read of it.
-                unsafe { self.device.alloc::<u8>(bytes)? }
+                Arc::new(unsafe { self.device.alloc::<u8>(bytes)? })
             }
         };
         let pointer = memory.device_ptr(&self.stream).0;
         *workspace = Some(memory);
         Ok(pointer)
+    }
+
+    /// The memory to work in: whoever goes on using it must hold it, because the next call may need more.
+    pub(super) fn held_workspace(&self) -> Option<Arc<CudaSlice<u8>>> {
+        self.workspace.borrow().clone()
     }
 
     /// Starts a kernel of `kernels.cu`. `width` values of `dtype` are read together.

@@ -1,8 +1,10 @@
 //! Recording a network's call as a CUDA graph. A recording is used when it has given what the call gives that it is
 //! of, to the bit.
 
+use std::sync::Arc;
+
 use candle_core::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use candle_core::cuda::cudarc::driver::{CudaGraph, PinnedHostSlice};
+use candle_core::cuda::cudarc::driver::{CudaGraph, CudaSlice, PinnedHostSlice};
 use candle_core::{
     CpuStorage, CudaDevice, CudaStorage, DType, Device, Error, InplaceOp1, InplaceOp2, Layout, Result,
     Tensor, bail,
@@ -10,6 +12,7 @@ use candle_core::{
 
 use super::super::Staging;
 use super::super::replay::Values;
+use super::engine::Engine;
 use super::give_back;
 
 /// See [`super::super::replay`].
@@ -31,6 +34,8 @@ enum Recorded {
         graph: CudaGraph,
         /// Where it writes.
         output: Tensor,
+        /// Where its libraries work.
+        _workspace: Option<Arc<CudaSlice<u8>>>,
     },
     /// It can't be done here.
     Refused,
@@ -70,7 +75,7 @@ impl Replay {
         // Sizes and strides that kernels are given as arrays: from memory that a graph can read again.
         let kept = device.enable_cuda_graph_htod_cache();
         match &self.recorded {
-            Recorded::Graph { graph, output } => {
+            Recorded::Graph { graph, output, .. } => {
                 graph.launch().map_err(Error::wrap)?;
                 return Ok(output.clone());
             }
@@ -78,15 +83,18 @@ impl Replay {
             Recorded::Prepared => match self.record(device, &network) {
                 Ok((graph, output)) => {
                     graph.launch().map_err(Error::wrap)?;
+                    let replayed = bits(&output)?;
+                    // A graph has memory of its own: not both at a time.
+                    give_back(device)?;
                     let sent = network(&self.inputs)?;
                     drop(kept);
-                    if bits(&output)? == bits(&sent)? {
-                        self.recorded = Recorded::Graph { graph, output };
+                    self.recorded = if replayed == bits(&sent)? {
+                        let _workspace = Engine::on(device)?.held_workspace();
+                        Recorded::Graph { graph, output, _workspace }
                     } else {
                         tracing::warn!("a recorded call gave another result; each will be sent anew");
-                        self.recorded = Recorded::Refused;
-                    }
-                    // A graph has memory of its own.
+                        Recorded::Refused
+                    };
                     give_back(device)?;
                     return Ok(sent);
                 }
