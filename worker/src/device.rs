@@ -146,6 +146,12 @@ fn work_off(backend: &mut dyn Backend, queue: &mpsc::Receiver<Job>) {
             run_job(backend, job);
             continue;
         }
+        // Whoever waits for what is done gets it before more is started.
+        if running.as_ref().is_some_and(|patches| patches.is_done(backend))
+            && let Some(patches) = running.take()
+        {
+            patches.finish(backend);
+        }
         let patches = waiting.iter().take_while(|next| next.patch().is_some()).count();
         let others = waiting.drain(..patches.min(backend.batch().saturating_sub(1)));
         let next = Patches::start(backend, [job].into_iter().chain(others).collect());

@@ -57,7 +57,7 @@ impl fmt::Display for Dtype {
 pub struct NumericClass {
     /// Device kind: `cpu`, `cuda` or `metal`.
     pub backend: String,
-    /// The instruction set that the kernels chose, for example `avx2` or `sm_90`.
+    /// The instruction set that the kernels chose, for example `fma`; of a GPU its model and its libraries.
     pub kernels: String,
     /// What the noise predictor computes in.
     pub dtype: Dtype,

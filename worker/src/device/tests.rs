@@ -14,6 +14,8 @@ struct Slow {
     inner: Synthetic,
     log: Arc<Mutex<Vec<String>>>,
     polls: AtomicUsize,
+    /// Whether it is done at once.
+    is_quick: bool,
 }
 
 impl Slow {
@@ -52,7 +54,7 @@ impl Backend for Slow {
     }
 
     fn is_done(&self, _: &Started) -> bool {
-        self.polls.fetch_add(1, Ordering::Relaxed) > 20
+        self.is_quick || self.polls.fetch_add(1, Ordering::Relaxed) > 20
     }
 
     fn finish_noises(&mut self, started: Started, patches: &[Patch<'_>]) -> Vec<Result<Array, BackendError>> {
@@ -79,10 +81,10 @@ impl Backend for Slow {
 }
 
 /// The answers to jobs that all wait when the thread comes to them, and what the device was asked, in order.
-fn work(jobs: &[Work]) -> (Vec<String>, Vec<String>) {
+fn work(jobs: &[Work], is_quick: bool) -> (Vec<String>, Vec<String>) {
     let log = Arc::new(Mutex::new(Vec::new()));
     let inner = Synthetic::new(Default::default());
-    let mut slow = Slow { inner, log: Arc::clone(&log), polls: AtomicUsize::new(0) };
+    let mut slow = Slow { inner, log: Arc::clone(&log), polls: AtomicUsize::new(0), is_quick };
     let conditioning =
         Arc::new(Conditioning { prompt: Array::zeros([1, 1]), pooled: Array::zeros([1]), negative: None });
     let (sender, queue) = mpsc::channel();
@@ -126,25 +128,32 @@ enum Work {
 
 #[test]
 fn the_next_patches_start_before_the_last_are_waited_for() {
-    let (answers, log) = work(&[1, 2, 3, 4, 5].map(Work::Patch));
+    let (answers, log) = work(&[1, 2, 3, 4, 5].map(Work::Patch), false);
     assert_eq!(answers, ["1", "2", "3", "4", "5"]);
     assert_eq!(log, ["start 1 2", "start 3 4", "finish 1 2", "start 5", "finish 3 4", "finish 5"]);
 }
 
 #[test]
+fn what_is_done_is_answered_before_more_is_started() {
+    let (answers, log) = work(&[1, 2, 3, 4, 5].map(Work::Patch), true);
+    assert_eq!(answers, ["1", "2", "3", "4", "5"]);
+    assert_eq!(log, ["start 1 2", "finish 1 2", "start 3 4", "finish 3 4", "start 5", "finish 5"]);
+}
+
+#[test]
 fn other_jobs_wait_for_patches_that_are_on_their_way() {
-    let (answers, log) = work(&[Work::Patch(1), Work::Text("a"), Work::Patch(2), Work::Patch(3)]);
+    let (answers, log) = work(&[Work::Patch(1), Work::Text("a"), Work::Patch(2), Work::Patch(3)], false);
     assert_eq!((answers[0].as_str(), answers[2].as_str(), answers[3].as_str()), ("1", "2", "3"));
     assert_eq!(log, ["start 1", "finish 1", "text a", "start 2 3", "finish 2 3"]);
 }
 
 #[test]
 fn a_fault_is_the_answer_to_those_it_concerns_and_no_others() {
-    let (answers, _) = work(&[1, 13, 2, 3].map(Work::Patch));
+    let (answers, _) = work(&[1, 13, 2, 3].map(Work::Patch), false);
     assert_eq!((answers[0].as_str(), answers[2].as_str(), answers[3].as_str()), ("1", "2", "3"));
     assert!(answers[1].contains("negative conditioning"), "{answers:?}");
     for (fault, wanted) in [(666, "a fault at the start"), (667, "a fault at the end")] {
-        let (answers, _) = work(&[1, 2, fault, 3, 4, 5].map(Work::Patch));
+        let (answers, _) = work(&[1, 2, fault, 3, 4, 5].map(Work::Patch), false);
         assert_eq!([0, 1, 4, 5].map(|i| answers[i].as_str()), ["1", "2", "4", "5"]);
         for i in [2, 3] {
             assert_eq!(answers[i], format!("the model panicked: {wanted}"));

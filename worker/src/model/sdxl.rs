@@ -489,7 +489,7 @@ fn pairs(found: Vec<f32>) -> Array {
 }
 
 fn array(tensor: &Tensor) -> candle_core::Result<Array> {
-    let data = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let data = kernels::values(tensor)?;
     Ok(Array::new(tensor.dims().to_vec(), data).expect("a tensor has as many values as its shape says"))
 }
 

@@ -187,12 +187,12 @@ pub(crate) fn numeric_class(device: &Device, dtype: Dtype, batch: usize) -> Nume
     NumericClass { backend: backend.to_owned(), kernels, dtype, algorithm: ALGORITHM }
 }
 
-/// What decides how libraries compute: architecture and multiprocessors (`sm_90x132`), and the libraries' own versions;
-/// with attention in one kernel where it is built in and used.
+/// What decides how libraries compute: the GPU's model and the libraries' versions; with attention in one kernel where
+/// it is built in and used.
 #[cfg(feature = "cuda")]
 fn cuda_kernels(device: &Device, dtype: Dtype) -> String {
     let attention = if fused_attention(device, dtype) { "+flash" } else { "" };
-    super::kernels::cuda::class(device).unwrap_or_else(|_| "sm_unknown".to_owned()) + attention
+    super::kernels::cuda::class(device).unwrap_or_else(|_| "unknown".to_owned()) + attention
 }
 
 #[cfg(feature = "flash-attn")]

@@ -96,6 +96,14 @@ pub(crate) fn give_back(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// A tensor's values as f32, in order.
+pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    // Copies from some GPUs may still be under way.
+    tensor.device().synchronize()?;
+    Ok(values)
+}
+
 /// Bytes of memory that nobody uses on a device that has a memory of its own, if it says so.
 pub(crate) fn free_bytes(device: &Device) -> Result<Option<u64>> {
     #[cfg(feature = "cuda")]

@@ -405,6 +405,17 @@ mod x86 {
         };
     }
 
+    /// Sixteen pairs.
+    ///
+    /// # Safety
+    /// The CPU has the instructions, and there are sixteen.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn paired_bits(from: *const u32) -> __m512bh {
+        // SAFETY: the caller's promise; both are 512 bits.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(from.cast())) }
+    }
+
     /// `M` rows and `N` vectors of columns, of pairs of bf16.
     ///
     /// # Safety
@@ -422,24 +433,20 @@ mod x86 {
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); N]; M];
             for k in 0..depth {
-                let mut b = [_mm512_setzero_si512(); N];
-                for j in 0..N {
-                    b[j] = _mm512_loadu_si512(panel.add(16 * j).cast());
-                }
+                let b: [__m512bh; N] = std::array::from_fn(|j| paired_bits(panel.add(16 * j)));
                 for i in 0..M {
                     let a = _mm512_set1_epi32((*rows[i].add(k)).cast_signed());
+                    let a = std::mem::transmute::<__m512i, __m512bh>(a);
                     for j in 0..N {
-                        let (a, b) = (std::mem::transmute(a), std::mem::transmute(b[j]));
-                        sums[i][j] = _mm512_dpbf16_ps(sums[i][j], a, b);
+                        sums[i][j] = _mm512_dpbf16_ps(sums[i][j], a, b[j]);
                     }
                 }
                 panel = panel.add(width);
             }
-            for i in 0..M {
-                for j in 0..N {
+            for (i, sums) in sums.into_iter().enumerate() {
+                for (j, sum) in sums.into_iter().enumerate() {
                     let to = out.add(i * stride + 16 * j);
-                    let sum =
-                        if accumulate { _mm512_add_ps(_mm512_loadu_ps(to), sums[i][j]) } else { sums[i][j] };
+                    let sum = if accumulate { _mm512_add_ps(_mm512_loadu_ps(to), sum) } else { sum };
                     _mm512_storeu_ps(to, sum);
                 }
             }
@@ -458,7 +465,7 @@ mod x86 {
             // SAFETY: the mask keeps to what there is.
             unsafe {
                 let values = _mm512_maskz_loadu_ps(mask, from.as_ptr().add(start));
-                let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
+                let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
                 _mm256_mask_storeu_epi16(to.cast::<i16>().add(start), mask, rounded);
             }
         }
@@ -702,6 +709,7 @@ mod tests {
 
     /// Small whole numbers are exact in bf16 too.
     #[test]
+    #[allow(clippy::print_stdout)]
     fn pairs_of_bf16_are_exact() {
         let isa = Isa::best();
         if !isa.has_bf16() {

@@ -53,7 +53,8 @@ impl Download {
         match self {
             Self::Here(_) => true,
             #[cfg(feature = "cuda")]
-            Self::Coming(coming) => coming.copied.is_complete(),
+            // A device that failed says so when it is waited for.
+            Self::Coming(coming) => coming.copied.try_is_complete().unwrap_or(true),
         }
     }
 }

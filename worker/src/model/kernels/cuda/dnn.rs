@@ -159,6 +159,10 @@ pub(super) fn conv2d(
         rounds: engine.rounds.get(),
     };
     let [_, _, ho, wo] = sizes.output();
+    let largest = sizes.input.iter().product::<usize>().max(sizes.output().iter().product());
+    if i32::try_from(largest).is_err() {
+        bail!("an image of {largest} values is more than cuDNN takes; use smaller tiles");
+    }
     if residual.is_some_and(|r| r.dims() != [batch, ho, wo, outputs]) {
         bail!("a residual of another shape than {batch}x{ho}x{wo}x{outputs}");
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::cuda::DeviceId;
+use candle_core::cuda::cudarc::driver::sys::CUstreamCaptureStatus;
 use candle_core::cuda::cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
 };
@@ -135,6 +136,13 @@ impl Engine {
         let memory = match workspace.take() {
             Some(memory) if memory.len() >= bytes => memory,
             smaller => {
+                let none = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+                if self.stream.capture_status().map_err(Error::wrap)? != none {
+                    *workspace = smaller;
+                    bail!(
+                        "a call that is recorded needs more memory to work in than it did when it was sent"
+                    );
+                }
                 drop(smaller);
                 // SAFETY: libraries write what they read of it.
                 Arc::new(unsafe { self.device.alloc::<u8>(bytes)? })

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
-use candle_core::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use candle_core::cuda::cudarc::driver::{CudaGraph, CudaSlice, PinnedHostSlice};
+use candle_core::cuda::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUstreamCaptureMode, CUstreamCaptureStatus,
+};
+use candle_core::cuda::cudarc::driver::{CudaGraph, CudaSlice, CudaStream, PinnedHostSlice, result};
 use candle_core::{
     CpuStorage, CudaDevice, CudaStorage, DType, Device, Error, InplaceOp1, InplaceOp2, Layout, Result,
     Tensor, bail,
@@ -73,39 +75,49 @@ impl Replay {
             staging.fill(values, input, device)?;
         }
         // Sizes and strides that kernels are given as arrays: from memory that a graph can read again.
-        let kept = device.enable_cuda_graph_htod_cache();
-        match &self.recorded {
-            Recorded::Graph { graph, output, .. } => {
-                graph.launch().map_err(Error::wrap)?;
-                return Ok(output.clone());
+        let _kept = device.enable_cuda_graph_htod_cache();
+        let failure = match &self.recorded {
+            Recorded::Never => {
+                let sent = network(&self.inputs)?;
+                self.recorded = Recorded::Prepared;
+                return Ok(sent);
             }
-            Recorded::Never => self.recorded = Recorded::Prepared,
-            Recorded::Prepared => match self.record(device, &network) {
-                Ok((graph, output)) => {
-                    graph.launch().map_err(Error::wrap)?;
-                    let replayed = bits(&output)?;
-                    // A graph has memory of its own: not both at a time.
-                    give_back(device)?;
-                    let sent = network(&self.inputs)?;
-                    drop(kept);
-                    self.recorded = if replayed == bits(&sent)? {
-                        let _workspace = Engine::on(device)?.held_workspace();
-                        Recorded::Graph { graph, output, _workspace }
-                    } else {
-                        tracing::warn!("a recorded call gave another result; each will be sent anew");
-                        Recorded::Refused
-                    };
-                    give_back(device)?;
-                    return Ok(sent);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "calls can't be recorded on this GPU; each will be sent anew");
-                    self.recorded = Recorded::Refused;
-                }
+            Recorded::Prepared => match self.try_recording(device, &network) {
+                Ok(sent) => return Ok(sent),
+                Err(failure) => failure,
             },
-            Recorded::Refused => {}
-        }
+            Recorded::Graph { graph, output, .. } => match graph.launch() {
+                Ok(()) => return Ok(output.clone()),
+                Err(failure) => Error::wrap(failure),
+            },
+            Recorded::Refused => return network(&self.inputs),
+        };
+        tracing::warn!(%failure, "calls can't be replayed on this GPU; each will be sent anew");
+        self.recorded = Recorded::Refused;
+        give_back(device)?;
         network(&self.inputs)
+    }
+
+    /// Records a call, and sends it as well: its result, and a graph if that gives the same.
+    fn try_recording(
+        &mut self,
+        device: &CudaDevice,
+        network: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (graph, output) = self.record(device, &network)?;
+        // A graph has memory of its own: not both at a time.
+        give_back(device)?;
+        graph.launch().map_err(Error::wrap)?;
+        let replayed = bits(&output)?;
+        give_back(device)?;
+        let sent = network(&self.inputs)?;
+        if replayed != bits(&sent)? {
+            bail!("a recorded call gave another result");
+        }
+        give_back(device)?;
+        let _workspace = Engine::on(device)?.held_workspace();
+        self.recorded = Recorded::Graph { graph, output, _workspace };
+        Ok(sent)
     }
 
     fn record(
@@ -118,18 +130,41 @@ impl Replay {
         let stream = device.cuda_stream();
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         stream.begin_capture(mode).map_err(Error::wrap)?;
+        let recording = Recording(&stream);
         let run = network(&self.inputs).and_then(|made| output.inplace_op2(&made, &Copy));
-        // Even where it failed: the stream must not go on recording.
+        // What went wrong on the way is said below, and must not keep the recording from being ended.
+        let _ = stream.context().check_err();
         let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = stream.end_capture(flags).map_err(Error::wrap);
+        drop(recording);
         run?;
         let Some(graph) = graph? else { bail!("nothing was recorded") };
         Ok((graph, output))
     }
 }
 
+/// Ends the recording of a stream, however it is left.
+struct Recording<'a>(&'a CudaStream);
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        let over = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        if self.0.capture_status().is_ok_and(|status| status == over) {
+            return;
+        }
+        // SAFETY: the stream is being recorded, and nobody has the graph.
+        unsafe {
+            if let Ok(graph) = result::stream::end_capture(self.0.cu_stream())
+                && !graph.is_null()
+            {
+                let _ = result::graph::destroy(graph);
+            }
+        }
+    }
+}
+
 fn bits(values: &Tensor) -> Result<Vec<u32>> {
-    Ok(values.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+    Ok(super::super::values(values)?.into_iter().map(f32::to_bits).collect())
 }
 
 /// Writes a tensor's values over another's.

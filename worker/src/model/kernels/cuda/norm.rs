@@ -1,6 +1,6 @@
 //! Group and layer normalisation.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::channels_last;
 use super::engine::{Arg, Engine, Grid, width};
@@ -148,8 +148,7 @@ pub(in super::super) fn group_statistics(x: &Tensor, groups: usize) -> Result<Ve
     let engine = Engine::of(x)?;
     let x = engine.packed(&channels_last(x)?)?;
     let deal = Deal::of(&x, groups)?;
-    let moments = moments(&engine, &x, None, &deal)?.to_device(&Device::Cpu)?.flatten_all()?;
-    let moments = moments.to_vec1::<f32>()?;
+    let moments = super::super::values(&moments(&engine, &x, None, &deal)?)?;
     let per_group = (deal.channels / groups) as f64;
     let count = |run: usize| deal.per_run.min(deal.pixels - run * deal.per_run) as f64 * per_group;
     let all = deal.pixels as f64 * per_group;

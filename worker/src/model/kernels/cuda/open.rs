@@ -2,7 +2,7 @@
 
 use candle_core::cuda::cudarc::cublaslt::sys::cublasLtGetVersion;
 use candle_core::cuda::cudarc::driver::sys::{
-    CUdevice_attribute, CUmemPool_attribute, CUmemoryPool, cuDeviceGetDefaultMemPool, cuDeviceGraphMemTrim,
+    CUmemPool_attribute, CUmemoryPool, cuDeviceGetDefaultMemPool, cuDeviceGraphMemTrim,
     cuMemPoolSetAttribute, cuMemPoolTrimTo,
 };
 use candle_core::{CudaDevice, Device, Error, Result};
@@ -49,24 +49,24 @@ pub(in super::super) fn free_bytes(device: &CudaDevice) -> Result<u64> {
     Ok(free as u64)
 }
 
-/// What decides how libraries compute: `sm_90x132+cublas13.1+cudnn9.19` is 132 multiprocessors of capability 9.0, and the
-/// versions.
+/// What decides how libraries compute: the GPU's model, and their versions: `nvidia-h200+cublas13.1.0+cudnn9.19.0`.
 pub(in crate::model) fn class(device: &Device) -> Result<String> {
     let stream = device.as_cuda_device()?.cuda_stream();
-    let context = stream.context();
-    let (major, minor) = context.compute_capability().map_err(Error::wrap)?;
-    let count = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-    let processors = context.attribute(count).map_err(Error::wrap)?;
+    let name = stream.context().name().map_err(Error::wrap)?.to_lowercase();
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     // SAFETY: it only answers.
-    let blas = unsafe { cublasLtGetVersion() };
-    let blas = format!("{}.{}", blas / 10_000, blas / 100 % 100);
-    Ok(format!("sm_{major}{minor}x{processors}+cublas{blas}{}", convolution()))
+    let blas = version(unsafe { cublasLtGetVersion() });
+    Ok(format!("{}+cublas{blas}{}", words.collect::<Vec<_>>().join("-"), convolution()))
+}
+
+/// 130100 is 13.1.0.
+fn version(number: usize) -> String {
+    format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
 }
 
 #[cfg(feature = "cudnn")]
 fn convolution() -> String {
-    let version = candle_core::cuda::cudarc::cudnn::result::get_version();
-    format!("+cudnn{}.{}", version / 10_000, version / 100 % 100)
+    format!("+cudnn{}", version(candle_core::cuda::cudarc::cudnn::result::get_version()))
 }
 
 #[cfg(not(feature = "cudnn"))]
