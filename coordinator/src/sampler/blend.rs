@@ -17,28 +17,54 @@ pub enum Cell {
 /// step covers it; a done pixel is in the zone when a pending pixel of the window lies within
 /// Chebyshev distance `zone`.
 pub fn cells(window: Window, earlier: impl Iterator<Item = Window>, zone: usize) -> Vec<Cell> {
-    let Window { height, width, .. } = window;
-    let mut pending = vec![true; height * width];
-    for overlap in earlier.filter_map(|other| window.intersection(other)) {
-        for row in overlap.top - window.top..overlap.bottom() - window.top {
-            pending[row * width + overlap.left - window.left..][..overlap.width].fill(false);
+    let mut out = Vec::new();
+    Marks::default().cells(window, earlier, zone, &mut out);
+    out
+}
+
+/// Room to find cells in, for windows one after the other.
+#[derive(Debug, Default)]
+pub struct Marks {
+    pending: Vec<bool>,
+    near: Vec<bool>,
+    close: Vec<bool>,
+}
+
+impl Marks {
+    /// Writes the cells of a window over `out`; see [`cells`].
+    pub fn cells(
+        &mut self,
+        window: Window,
+        earlier: impl Iterator<Item = Window>,
+        zone: usize,
+        out: &mut Vec<Cell>,
+    ) {
+        let Window { height, width, .. } = window;
+        let Self { pending, near, close } = self;
+        for (marks, value) in [(&mut *pending, true), (&mut *near, false), (&mut *close, false)] {
+            marks.clear();
+            marks.resize(height * width, value);
         }
+        for overlap in earlier.filter_map(|other| window.intersection(other)) {
+            for row in overlap.top - window.top..overlap.bottom() - window.top {
+                pending[row * width + overlap.left - window.left..][..overlap.width].fill(false);
+            }
+        }
+        // A square neighbourhood is a run along the row, then along the column.
+        for (row, out) in pending.chunks_exact(width).zip(near.chunks_exact_mut(width)) {
+            dilate(width, zone, |i| row[i], |i| out[i] = true);
+        }
+        for column in 0..width {
+            dilate(height, zone, |i| near[i * width + column], |i| close[i * width + column] = true);
+        }
+        let cell = |(pending, close): (&bool, &bool)| match (pending, close) {
+            (true, _) => Cell::Pending,
+            (false, true) => Cell::Zone,
+            (false, false) => Cell::Done,
+        };
+        out.clear();
+        out.extend(pending.iter().zip(&*close).map(cell));
     }
-    // A square neighbourhood is a run along the row, then along the column.
-    let mut near = vec![false; height * width];
-    for (row, out) in pending.chunks_exact(width).zip(near.chunks_exact_mut(width)) {
-        dilate(width, zone, |i| row[i], |i| out[i] = true);
-    }
-    let mut close = vec![false; height * width];
-    for column in 0..width {
-        dilate(height, zone, |i| near[i * width + column], |i| close[i * width + column] = true);
-    }
-    let cell = |(pending, close)| match (pending, close) {
-        (true, _) => Cell::Pending,
-        (false, true) => Cell::Zone,
-        (false, false) => Cell::Done,
-    };
-    pending.into_iter().zip(close).map(cell).collect()
 }
 
 /// Marks every position within `reach` of a set one, in two sweeps.

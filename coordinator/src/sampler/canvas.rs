@@ -110,13 +110,23 @@ impl Canvas {
 
     /// The canvas as it stands in a window, (channels, height, width).
     pub fn read_now(&self, window: Window) -> Array {
-        self.read(window, None)
+        self.read(window, None, Vec::new())
+    }
+
+    /// The same in the memory of an empty vector.
+    pub fn read_now_in(&self, window: Window, room: Vec<f32>) -> Array {
+        self.read(window, None, room)
     }
 
     /// A window as it stood when `step` began. Every pixel of it must have left the step before
     /// behind, and none the step after: the graph sees to that.
     pub fn read_start_of(&self, step: Step, window: Window) -> Array {
-        self.read(window, Some(step))
+        self.read(window, Some(step), Vec::new())
+    }
+
+    /// The same in the memory of an empty vector.
+    pub fn read_start_in(&self, step: Step, window: Window, room: Vec<f32>) -> Array {
+        self.read(window, Some(step), room)
     }
 
     fn has_left(&self, pixel: usize, step: Step) -> bool {
@@ -126,8 +136,8 @@ impl Canvas {
     }
 
     /// A window as it stands, or as it stood when a step began.
-    fn read(&self, window: Window, start_of: Option<Step>) -> Array {
-        let mut out = vec![0.0; self.channels * window.area()];
+    fn read(&self, window: Window, start_of: Option<Step>, mut out: Vec<f32>) -> Array {
+        out.resize(self.channels * window.area(), 0.0);
         for index in self.grid.overlapping(window) {
             let block = &self.blocks[index];
             let part = window.intersection(block.window).expect("the block overlaps");

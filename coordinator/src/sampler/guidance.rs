@@ -13,7 +13,8 @@ use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use rustfft::num_complex::Complex;
 use rustfft::{Fft, FftPlanner};
 
-use super::noise::{NoiseField, crop};
+use super::noise::{NoiseField, crop_in};
+use super::spare::Spare;
 use super::units::{LatentSize, Window};
 
 /// What a stage is guided by: the encoded, enlarged previous picture, and the noise field n.
@@ -36,10 +37,16 @@ impl Guide {
 
     /// `sqrt(abar) guide + sqrt(1 - abar) n` in a window.
     pub fn at(&self, alphas_cumprod: f32, window: Window) -> Array {
+        self.at_in(alphas_cumprod, window, &Spare::default())
+    }
+
+    /// The same in memory that is there.
+    pub(super) fn at_in(&self, alphas_cumprod: f32, window: Window, spare: &Spare) -> Array {
         let (signal, noise) = (alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt());
-        let mut latent = crop(&self.latent, window);
-        let field = self.noise.window(window);
+        let mut latent = crop_in(&self.latent, window, spare.values());
+        let field = self.noise.window_in(window, spare.values());
         latent.data_mut().iter_mut().zip(field.data()).for_each(|(x, &n)| *x = signal * *x + noise * n);
+        spare.give(field);
         latent
     }
 }

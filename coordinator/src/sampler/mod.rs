@@ -17,6 +17,7 @@ pub mod philox;
 pub mod plan;
 pub mod resize;
 pub mod schedule;
+mod spare;
 pub mod stage;
 pub mod tiles;
 pub mod torch_rng;

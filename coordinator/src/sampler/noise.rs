@@ -27,9 +27,14 @@ impl NoiseField {
 
     /// The values in a window, (channels, height, width).
     pub fn window(&self, window: Window) -> Array {
+        self.window_in(window, Vec::new())
+    }
+
+    /// The same in the memory of an empty vector.
+    pub fn window_in(&self, window: Window, room: Vec<f32>) -> Array {
         match self {
-            Self::Counter(noise) => noise.window(window),
-            Self::Stored(array) => crop(array, window),
+            Self::Counter(noise) => noise.window(window, room),
+            Self::Stored(array) => crop_in(array, window, room),
         }
     }
 
@@ -41,8 +46,13 @@ impl NoiseField {
 
 /// Copies a window out of a (channels, height, width) array.
 pub fn crop(array: &Array, window: Window) -> Array {
+    crop_in(array, window, Vec::new())
+}
+
+/// The same in the memory of an empty vector.
+pub fn crop_in(array: &Array, window: Window, mut out: Vec<f32>) -> Array {
     let (channels, height, width) = array.chw().expect("a field has three axes");
-    let mut out = Vec::with_capacity(channels * window.area());
+    out.reserve(channels * window.area());
     for plane in array.data().chunks_exact(height * width) {
         for row in plane.chunks_exact(width).skip(window.top).take(window.height) {
             out.extend_from_slice(&row[window.left..window.right()]);
@@ -60,8 +70,8 @@ pub struct CounterNoise {
 
 impl CounterNoise {
     /// The values in a window. Four columns of one row and channel share a Philox position.
-    fn window(&self, window: Window) -> Array {
-        let mut data = Vec::with_capacity(self.channels * window.area());
+    fn window(&self, window: Window, mut data: Vec<f32>) -> Array {
+        data.reserve(self.channels * window.area());
         for channel in 0..self.channels {
             for row in window.top..window.bottom() {
                 self.row(channel, row, window.left, window.right(), &mut data);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use gigasmith_proto::domain::Array;
 
-use super::blend::{self, Cell};
+use super::blend::Cell;
 use super::blocks::{BlockGrid, OpenSteps};
 use super::canvas::{Canvas, SavedBlock};
 use super::graph::{Frontier, Graph, Unfounded, reads_within_step};
@@ -23,6 +23,7 @@ use super::noise::NoiseField;
 use super::patch_set::PatchSet;
 use super::plan::Plan;
 use super::schedule::Schedule;
+use super::spare::Spare;
 use super::units::{LatentSize, PatchId, Step, Timestep, Window};
 
 /// What a stage starts from.
@@ -121,6 +122,7 @@ pub struct StageRules {
     channels: usize,
     /// Mixers that no thread is using.
     mixers: Mutex<Vec<PhaseMixer>>,
+    spare: Spare,
 }
 
 impl StageRules {
@@ -152,6 +154,7 @@ impl StageRules {
             Some(mut now) => {
                 self.mix_phases(&mut now, step, window);
                 self.renoise(&mut now, &start, id, window);
+                self.spare.give(start);
                 now
             }
             None => {
@@ -178,30 +181,39 @@ impl StageRules {
                 .filter(|(_, cell)| **cell != Cell::Pending)
                 .for_each(|((mixed, start), _)| *mixed = *start);
         }
+        self.spare.give_cells(cells);
     }
 
     fn mix_phases(&self, latent: &mut Array, step: Step, window: Window) {
         let Some(guide) = &self.guide else { return };
-        let mut guide = guide.at(self.schedule.at(step).alphas_cumprod, window);
+        let mut guide = guide.at_in(self.schedule.at(step).alphas_cumprod, window, &self.spare);
         let mixers = || self.mixers.lock().expect("no holder panics");
         let mut mixer = mixers().pop().unwrap_or_default();
         mixer.mix(latent, &mut guide);
         mixers().push(mixer);
+        self.spare.give(guide);
     }
 
     fn cells(&self, id: PatchId, window: Window) -> Vec<Cell> {
         let earlier = self.graph.earlier(id).iter().map(|&other| self.plan.window(other));
-        blend::cells(window, earlier, self.plan.geometry().zone)
+        let mut cells = self.spare.cells();
+        let zone = self.plan.geometry().zone;
+        self.spare.with_marks(|marks| marks.cells(window, earlier, zone, &mut cells));
+        cells
     }
 
     /// Rules 6 and 7: what becomes of the network's output for a patch (epsilon or v, shaped as its input).
     pub fn outcome(&self, input: PatchInput, prediction: Array) -> PatchOutcome {
         let PatchInput { id, step, window, .. } = input;
-        let mut values = Array::clone(&input.latent);
+        let mut values = self.spare.values();
+        values.extend_from_slice(input.latent.data());
+        let shape = input.latent.shape();
+        let mut values = Array::new(shape, values).expect("as many as the latent has");
         self.schedule.advance(step, values.data_mut(), prediction.data());
         if let Some(guide) = self.guide.as_ref().filter(|_| step.index() + 1 < self.slider) {
-            let next = guide.at(self.schedule.at(Step(step.0 + 1)).alphas_cumprod, window);
+            let next = guide.at_in(self.schedule.at(Step(step.0 + 1)).alphas_cumprod, window, &self.spare);
             chessboard(&mut values, &next, self.plan.patch(id).bit);
+            self.spare.give(next);
         }
         PatchOutcome { cells: self.cells(id, window), input, prediction, values }
     }
@@ -272,7 +284,8 @@ impl StageRun {
             }
         }
         let (channels, mixers) = (canvas.channels(), Mutex::default());
-        let rules = Arc::new(StageRules { plan, schedule, guide, slider, graph, channels, mixers });
+        let spare = Spare::default();
+        let rules = Arc::new(StageRules { plan, schedule, guide, slider, graph, channels, mixers, spare });
         Ok(Self { rules, grid, canvas, frontier, committed, open, under_way: HashSet::new() })
     }
 
@@ -298,14 +311,16 @@ impl StageRun {
         let (step, window) = (plan.step_of(id), plan.window(id));
         let reads_step = reads_within_step(plan.kind(), step, self.rules.slider);
         self.under_way.insert(id);
-        let start = self.canvas.read_start_of(step, window);
-        Some(PatchStart { id, start, now: reads_step.then(|| self.canvas.read_now(window)) })
+        let spare = &self.rules.spare;
+        let start = self.canvas.read_start_in(step, window, spare.values());
+        let now = reads_step.then(|| self.canvas.read_now_in(window, spare.values()));
+        Some(PatchStart { id, start, now })
     }
 
     /// Takes in a patch's outcome and commits what can be committed (rule 8), telling `observer`. Panics
     /// when the patch is not under way: the caller keeps to one outcome per patch.
     pub fn complete(&mut self, outcome: PatchOutcome, observer: &mut dyn StageObserver) {
-        let Self { canvas, frontier, committed, open, under_way, .. } = self;
+        let Self { rules, canvas, frontier, committed, open, under_way, .. } = self;
         let id = outcome.input.id;
         assert!(under_way.remove(&id), "an outcome belongs to a patch under way");
         frontier.complete(id, outcome, |id, outcome| {
@@ -314,6 +329,12 @@ impl StageRun {
             committed.insert(id);
             open.commit(input.step, input.window, |block| canvas.forget_before(block));
             observer.committed(&input, &prediction, canvas);
+            rules.spare.give(values);
+            rules.spare.give(prediction);
+            rules.spare.give_cells(cells);
+            if let Ok(latent) = Arc::try_unwrap(input.latent) {
+                rules.spare.give(latent);
+            }
         });
     }
 

@@ -282,7 +282,11 @@ fn blending_touches_nothing_outside_the_zone() {
             if let Some(last) = &self.last {
                 let earlier = self.plan.step(input.step).take_while(|(id, _)| *id < input.id);
                 let earlier = earlier.map(|(id, _)| self.plan.window(id)).collect::<Vec<_>>();
-                let cells = blend::cells(input.window, earlier.iter().copied(), self.plan.geometry().zone);
+                let cells = super::super::blend::cells(
+                    input.window,
+                    earlier.iter().copied(),
+                    self.plan.geometry().zone,
+                );
                 for (i, (a, b)) in last.data().iter().zip(now.data()).enumerate() {
                     let (y, x) = (i % self.size.area() / self.size.width, i % self.size.width);
                     let w = input.window;
