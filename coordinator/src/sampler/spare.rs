@@ -1,7 +1,7 @@
 //! Memory that patches are done with, for those that come after.
 //!
 //! A patch passes through half a dozen arrays of its window's size on several threads. Windows of a stage are all of
-//! one size, so that after the first few patches nothing large is allocated any more.
+//! one size, so that after the first few patches nothing large is allocated here any more.
 
 use std::sync::Mutex;
 
