@@ -121,8 +121,11 @@ fn compare(
     let before = memory()?;
     let mut python = Python::start(python, Some(folder), arguments)?;
     println!("PyTorch {}: {}", arguments.join(" "), python.ask(&json!({"do": "versions"}))?);
-    let distance = distance(model, &mut python, folder)?;
-    println!("{:<34} {distance:.1e} from PyTorch's (relative L2)", "noise");
+    // Each size that is compiled takes a minute.
+    if !arguments.contains(&"--compile") {
+        let distance = distance(model, &mut python, folder)?;
+        println!("{:<34} {distance:.1e} from PyTorch's (relative L2)", "noise");
+    }
     for &side in &options.sides {
         let ours = Ours::new(folder, side, options.batch)?;
         let rows = 2 * options.batch;

@@ -135,7 +135,10 @@ class Server:
     @cached_property
     def unet(self) -> torch.nn.Module:
         unet = open_unet(self.folder())
-        return torch.compile(unet, mode="reduce-overhead", fullgraph=True) if self.compiles else unet
+        if not self.compiles:
+            return unet
+        # Sizes are compiled in: what takes any size is slower.
+        return torch.compile(unet, mode="reduce-overhead", fullgraph=True, dynamic=False)
 
     @cached_property
     def vae(self) -> torch.nn.Module:

@@ -187,22 +187,28 @@ pub(crate) fn numeric_class(device: &Device, dtype: Dtype, batch: usize) -> Nume
     NumericClass { backend: backend.to_owned(), kernels, dtype, algorithm: ALGORITHM }
 }
 
-/// What decides how libraries compute: the GPU's model and the libraries' versions; with attention in one kernel where
-/// it is built in and used.
+/// What decides how libraries compute: the GPU's model and the libraries' versions; and which library's
+/// attention in one kernel is used, if any.
 #[cfg(feature = "cuda")]
 fn cuda_kernels(device: &Device, dtype: Dtype) -> String {
-    let attention = if fused_attention(device, dtype) { "+flash" } else { "" };
-    super::kernels::cuda::class(device).unwrap_or_else(|_| "unknown".to_owned()) + attention
+    super::kernels::cuda::class(device).unwrap_or_else(|_| "unknown".to_owned())
+        + fused_attention(device, candle_dtype(dtype))
 }
 
-#[cfg(feature = "flash-attn")]
-fn fused_attention(device: &Device, dtype: Dtype) -> bool {
-    super::kernels::flash::usable(device, candle_dtype(dtype))
+#[cfg(feature = "cudnn")]
+fn fused_attention(device: &Device, dtype: DType) -> &'static str {
+    use super::kernels::fused::{Fused, usable};
+    match usable(device, dtype) {
+        Some(Fused::Cudnn) => "+sdpa",
+        #[cfg(feature = "flash-attn")]
+        Some(Fused::Flash) => "+flash",
+        None => "",
+    }
 }
 
-#[cfg(all(feature = "cuda", not(feature = "flash-attn")))]
-fn fused_attention(_: &Device, _: Dtype) -> bool {
-    false
+#[cfg(all(feature = "cuda", not(feature = "cudnn")))]
+fn fused_attention(_: &Device, _: DType) -> &'static str {
+    ""
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -1,7 +1,7 @@
 //! The arithmetic of the networks, one function per operation.
 //!
 //! On a CPU these are our own kernels. On NVIDIA GPUs (`cuda`) they are NVIDIA's libraries and our own kernels, and
-//! attention is one kernel with the feature `flash-attn`. On other devices they are candle's operations
+//! attention is one kernel (`fused`). On other devices they are candle's operations
 //! ([`plain`]). A CPU computes in f32: half precision there is a way to keep weights in less memory, and bf16 a way to
 //! multiply faster where it has AVX-512 BF16.
 //!
@@ -17,8 +17,8 @@ mod attention;
 mod conv;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
-#[cfg(feature = "flash-attn")]
-pub(super) mod flash;
+#[cfg(feature = "cudnn")]
+pub(super) mod fused;
 mod host;
 mod linear;
 mod norm;
@@ -369,9 +369,9 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: AttentionSpec)
         return attention::attention(&whole(q)?, &whole(k)?, &whole(v)?, spec.heads, spec.mask);
     }
     let (q, k, v) = (heads(q, spec.heads)?, heads(k, spec.heads)?, heads(v, spec.heads)?);
-    #[cfg(feature = "flash-attn")]
-    if flash::takes(&q, spec)? {
-        return flash::attention(&q, &k, &v);
+    #[cfg(feature = "cudnn")]
+    if let Some(mixed) = fused::attention(&q, &k, &v, spec)? {
+        return Ok(mixed);
     }
     plain::attention(&q, &k, &v, spec)
 }

@@ -67,6 +67,10 @@ impl Dnn {
         Ok(Self { handle, activation, plans: RefCell::default() })
     }
 
+    pub(super) fn handle(&self) -> sys::cudnnHandle_t {
+        self.handle
+    }
+
     fn plan(&self, sizes: Sizes) -> Result<Plan> {
         if let Some(plan) = self.plans.borrow().get(&sizes) {
             return Ok(*plan);

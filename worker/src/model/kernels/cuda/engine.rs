@@ -19,7 +19,7 @@ use half::{bf16, f16};
 
 use super::blas::Blas;
 #[cfg(feature = "cudnn")]
-use super::dnn::Dnn;
+use super::{dnn::Dnn, sdpa::Plans};
 
 /// `kernels.cu`, compiled.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
@@ -33,6 +33,8 @@ pub(super) struct Engine {
     pub(super) blas: Blas,
     #[cfg(feature = "cudnn")]
     pub(super) dnn: Dnn,
+    #[cfg(feature = "cudnn")]
+    pub(super) attentions: Plans,
     /// Whether convolutions round f32 values to TF32.
     pub(super) rounds: Cell<bool>,
     functions: RefCell<HashMap<String, CudaFunction>>,
@@ -84,6 +86,8 @@ impl Engine {
             blas: Blas::new()?,
             #[cfg(feature = "cudnn")]
             dnn: Dnn::new(&stream)?,
+            #[cfg(feature = "cudnn")]
+            attentions: Plans::default(),
             stream,
             rounds: Cell::new(false),
             functions: RefCell::default(),
@@ -111,6 +115,11 @@ impl Engine {
         if !x.is_contiguous() {
             bail!("a GPU kernel was given a strided tensor {:?}", x.layout());
         }
+        self.start(x)
+    }
+
+    /// Where the first value of a tensor is on the device.
+    pub(super) fn start(&self, x: &Tensor) -> Result<u64> {
         let (storage, layout) = x.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else {
             bail!("a GPU kernel was given values that are elsewhere");

@@ -17,6 +17,8 @@ mod engine;
 mod graph;
 mod norm;
 mod open;
+#[cfg(feature = "cudnn")]
+mod sdpa;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +32,8 @@ pub(super) use graph::{Fill, Replay};
 pub(super) use norm::{group_norm, group_statistics, layer_norm};
 pub(in crate::model) use open::{class, open};
 pub(super) use open::{free_bytes, give_back};
+#[cfg(feature = "cudnn")]
+pub(super) use sdpa::attention;
 
 /// See [`super::round_f32`].
 pub(super) fn round_f32(device: &CudaDevice) -> Result<()> {
