@@ -80,10 +80,11 @@ impl Descriptor {
     /// How many values there are, of which as many as fit are written to `values`.
     fn get<T>(&self, name: Name, kind: Type, values: &mut [T]) -> Answer<usize> {
         let mut count = 0;
+        // Asked for none, it only counts if there is nowhere to write them.
+        let to = if values.is_empty() { std::ptr::null_mut() } else { values.as_mut_ptr().cast() };
         // SAFETY: it writes so many values at most.
         unsafe {
-            let (room, to) = (values.len() as i64, values.as_mut_ptr().cast());
-            sys::cudnnBackendGetAttribute(self.0, name, kind, room, &raw mut count, to)
+            sys::cudnnBackendGetAttribute(self.0, name, kind, values.len() as i64, &raw mut count, to)
         }
         .result()?;
         Ok(count.max(0) as usize)
