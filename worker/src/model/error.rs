@@ -135,6 +135,32 @@ pub enum LoadError {
 
 impl From<candle_core::Error> for LoadError {
     fn from(error: candle_core::Error) -> Self {
-        Self::Placement(error.to_string())
+        Self::Placement(explained(&error))
+    }
+}
+
+/// What the tensor library said; where that is that memory ran out, with what to do.
+pub(super) fn explained(error: &candle_core::Error) -> String {
+    let said = error.to_string();
+    // The driver's words, and those of its libraries.
+    if ["OUT_OF_MEMORY", "ALLOC_FAILED"].iter().any(|word| said.contains(word)) {
+        return format!(
+            "{said}: the GPU's memory is full; end what else uses it (`nvidia-smi` lists it), or use a smaller \
+             `--batch`, `--dtype f16`, or a GPU with more"
+        );
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_memory_comes_with_a_remedy() {
+        let full = candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY)".into());
+        assert!(LoadError::from(full).to_string().contains("smaller `--batch`"));
+        let other = candle_core::Error::Msg("a stride".into());
+        assert_eq!(explained(&other), "a stride");
     }
 }

@@ -11,7 +11,7 @@ use gigasmith_proto::domain::{Array, Conditioning, Dtype, ModelDescription, Nois
 use super::clip::{ClipText, side_by_side};
 use super::config::{ModelIndex, PresetFile, TextConfig, read_schedule};
 use super::describe::{Configs, TEXT, UNET, VAE, device_bytes, fingerprints, native_sizes};
-use super::error::LoadError;
+use super::error::{LoadError, explained};
 use super::files::ModelFiles;
 use super::guidance::resolve_blocks;
 use super::hub::{self, HubOptions};
@@ -498,5 +498,5 @@ fn shape(what: &'static str, array: &Array, expected: String) -> BackendError {
 }
 
 fn device_error(what: &'static str, error: &candle_core::Error) -> BackendError {
-    BackendError::Device { what, message: error.to_string() }
+    BackendError::Device { what, message: explained(error) }
 }

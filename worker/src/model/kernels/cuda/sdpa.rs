@@ -83,10 +83,8 @@ impl Descriptor {
         // Asked for none, it only counts if there is nowhere to write them.
         let to = if values.is_empty() { std::ptr::null_mut() } else { values.as_mut_ptr().cast() };
         // SAFETY: it writes so many values at most.
-        unsafe {
-            sys::cudnnBackendGetAttribute(self.0, name, kind, values.len() as i64, &raw mut count, to)
-        }
-        .result()?;
+        unsafe { sys::cudnnBackendGetAttribute(self.0, name, kind, values.len() as i64, &raw mut count, to) }
+            .result()?;
         Ok(count.max(0) as usize)
     }
 
