@@ -101,7 +101,9 @@ impl Bench {
         run()?;
         let Some((python, request)) = theirs else {
             let mut all = (0..self.rounds).map(|_| run()).collect::<anyhow::Result<Vec<_>>>()?;
-            println!("{name:<34} {:>9.4}", median(&mut all));
+            let middle = median(&mut all);
+            let range = format!("{:.4}..{:.4}", all[0], all[all.len() - 1]);
+            println!("{name:<34} {middle:>9.4} {:>9} {:>7} {range:>15}", "", "");
             return Ok(());
         };
         python.seconds(&request)?;

@@ -9,8 +9,9 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::Mask;
+use super::block::{ROWS, RUN, WIDTH, block};
 use super::host::{Host, tensor};
-use super::product::{Aligned, Output, Panel, ROWS, RUN, WIDTH, block, pack, packed_length, panels, parts};
+use super::product::{Aligned, Output, Panel, pack, packed_length, panels, parts};
 use super::simd::{self, Isa};
 
 /// Queries of a block, at most.

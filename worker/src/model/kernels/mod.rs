@@ -14,6 +14,7 @@
 //! ([`simd::Isa::class`]).
 
 mod attention;
+mod block;
 mod conv;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;

@@ -12,17 +12,18 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::block::{ROWS, WIDTH, block};
 use super::conv::{Extras, Filters, Geometry};
 use super::host::{self, Host};
-use super::product::{Aligned, Output, Panel, ROWS, WIDTH, block, parts};
+use super::product::{Aligned, Output, Panel, parts};
 use super::simd::{Isa, dispatch, fma};
 
 /// Pixels along a side of an output tile, and of the input that it depends on.
 const OUT: usize = 4;
 const IN: usize = 6;
 const POINTS: usize = IN * IN;
-/// Tiles of a task: at most, and at least where there are many.
-const TILES: (usize, usize) = (96, 24);
+/// Tiles of a task: at most, and at least where there are many. Whole blocks of rows.
+const TILES: (usize, usize) = (22 * ROWS, 4 * ROWS);
 /// Input channels of which filters are transformed at a time.
 const DEPTH: usize = 64;
 const LANES: usize = 16;
@@ -256,13 +257,19 @@ pub(super) fn conv2d(xs: &[f32], filters: &Filters, g: &Geometry, extras: &Extra
     (0..count.div_ceil(most) * groups).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let first = task / groups * most;
         let tiles = most.min(count - first);
-        let stride = apart(tiles * g.inputs);
-        scratch.inputs.grow(POINTS * stride);
+        let size = apart(tiles * DEPTH.min(g.inputs));
+        scratch.inputs.grow(g.inputs.div_ceil(DEPTH) * POINTS * size);
         let inputs = scratch.inputs.values_mut();
         for t in 0..tiles {
             let Place { entry, y, x } = place(first + t);
-            let pixels = std::array::from_fn(|p| g.pixel(xs, entry, y + p / IN, x + p % IN, &zeros));
-            transform_input(isa, &pixels, &mut inputs[t * g.inputs..], stride);
+            let pixels: [&[f32]; POINTS] =
+                std::array::from_fn(|p| g.pixel(xs, entry, y + p / IN, x + p % IN, &zeros));
+            // What one product reads lies together.
+            for (start, out) in (0..g.inputs).step_by(DEPTH).zip(inputs.chunks_exact_mut(POINTS * size)) {
+                let run = DEPTH.min(g.inputs - start);
+                let some = pixels.map(|pixel| &pixel[start..][..run]);
+                transform_input(isa, &some, &mut out[t * run..], size);
+            }
         }
         for panel in panels.iter().skip(task % groups * per_group).take(per_group) {
             multiply(isa, filters, *panel, tiles, scratch);
@@ -294,14 +301,15 @@ fn apart(length: usize) -> usize {
 }
 
 /// The products of all points of some tiles with a panel: point p of tile t at
-/// `scratch.points[p apart(64 tiles) + 64 t..]`.
+/// `scratch.points[p apart(64 tiles) + 64 t..]`. In the input, of each run of [`DEPTH`] channels (or fewer at the end)
+/// one after the other, point p of tile t is at `[p apart(DEPTH tiles) + run t..]`.
 fn multiply(isa: Isa, filters: &Filters, panel: Panel, tiles: usize, scratch: &mut Scratch) {
     let Scratch { inputs, filters: transformed, points, wide, taps } = scratch;
     let (inputs, channels) = (inputs.values(), filters.inputs);
-    let (from, to) = (apart(tiles * channels), apart(tiles * WIDTH));
+    let (from, to) = (apart(tiles * DEPTH.min(channels)), apart(tiles * WIDTH));
     points.grow(POINTS * to);
     let points = points.values_mut();
-    for start in (0..channels).step_by(DEPTH) {
+    for (start, inputs) in (0..channels).step_by(DEPTH).zip(inputs.chunks_exact(POINTS * from)) {
         let run = DEPTH.min(channels - start);
         let size = run * panel.width;
         transformed.grow(POINTS * apart(size));
@@ -322,9 +330,8 @@ fn multiply(isa: Isa, filters: &Filters, panel: Panel, tiles: usize, scratch: &m
             let values = &transformed[p * apart(size)..][..size];
             for t in (0..tiles).step_by(ROWS) {
                 let some = ROWS.min(tiles - t);
-                let slices: [&[f32]; ROWS] = std::array::from_fn(|i| {
-                    &inputs[p * from + (t + i).min(tiles - 1) * channels + start..][..run]
-                });
+                let slices: [&[f32]; ROWS] =
+                    std::array::from_fn(|i| &inputs[p * from + (t + i).min(tiles - 1) * run..][..run]);
                 let out = &mut points[p * to + t * WIDTH..];
                 block(isa, &slices[..some], values, panel.width, out, WIDTH, start > 0);
             }
