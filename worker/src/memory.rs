@@ -7,7 +7,7 @@
 //!
 //! Unsafe code: an allocator is unsafe by nature. Every block of 64 KiB or more is taken from the
 //! system with its size rounded up, as a function of the size that was asked for alone, so that it
-//! can be given back, or to somebody else, knowing only that.
+//! can be given back, or to somebody else, knowing only that. They are aligned to lines of the cache.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const LARGE: usize = 64 << 10;
 /// Kept blocks, at most.
 const SLOTS: usize = 256;
+/// What large blocks are aligned to: a line of the cache.
+const LINE: usize = 64;
 
 /// The allocator. A program makes it its own by `#[global_allocator]`.
 #[derive(Debug, Default, Clone, Copy)]
@@ -55,19 +57,92 @@ impl Shelf {
     }
 }
 
-/// The layout that a block is taken from the system with: large sizes are rounded up by an eighth at most,
-/// so that nearly equal ones can take each other's place.
+/// What a block really is: large sizes are rounded up by an eighth at most, so that nearly equal ones can take each
+/// other's place.
 fn real(layout: Layout) -> Layout {
     let size = layout.size();
-    if size < LARGE || layout.align() > 64 {
+    if !is_large(layout) {
         return layout;
     }
     let step = 1 << (size.ilog2() - 3);
-    size.checked_next_multiple_of(step).and_then(|s| Layout::from_size_align(s, 64).ok()).unwrap_or(layout)
+    size.checked_next_multiple_of(step).and_then(|s| Layout::from_size_align(s, LINE).ok()).unwrap_or(layout)
 }
 
-fn is_kept(layout: Layout) -> bool {
-    layout.size() >= LARGE && layout.align() <= 64
+fn is_large(layout: Layout) -> bool {
+    layout.size() >= LARGE && layout.align() <= LINE
+}
+
+/// Large blocks lie in what the system is asked for, which is a line longer and aligned as it aligns everything: only
+/// so can it hand out zeros without writing them, and move a block that grows without copying it. Where that starts is
+/// noted in front of the block.
+mod large {
+    use super::{GlobalAlloc, LINE, Layout, System};
+
+    fn whole(size: usize) -> Option<Layout> {
+        Layout::from_size_align(size.checked_add(LINE)?, align_of::<u128>()).ok()
+    }
+
+    /// From `start` to the block: at least room for a pointer.
+    fn offset(start: *mut u8) -> usize {
+        LINE - start.addr() % LINE
+    }
+
+    /// # Safety
+    /// `start` is the system's, of a block's `whole` layout.
+    unsafe fn note(start: *mut u8) -> *mut u8 {
+        // SAFETY: the offset is a multiple of 16 up to `LINE`, so that both are inside.
+        unsafe {
+            let block = start.add(offset(start));
+            block.cast::<*mut u8>().sub(1).write(start);
+            block
+        }
+    }
+
+    /// # Safety
+    /// `block` is one of these.
+    unsafe fn start(block: *mut u8) -> *mut u8 {
+        // SAFETY: `note` wrote it there.
+        unsafe { block.cast::<*mut u8>().sub(1).read() }
+    }
+
+    /// A block of so many bytes, or null.
+    pub(super) fn take(size: usize, is_zeroed: bool) -> *mut u8 {
+        let Some(whole) = whole(size) else { return std::ptr::null_mut() };
+        // SAFETY: the size is not zero.
+        let start = unsafe { if is_zeroed { System.alloc_zeroed(whole) } else { System.alloc(whole) } };
+        // SAFETY: just taken with this layout.
+        if start.is_null() { start } else { unsafe { note(start) } }
+    }
+
+    /// # Safety
+    /// `block` was taken with this size, and nobody uses it any more.
+    pub(super) unsafe fn release(block: *mut u8, size: usize) {
+        // SAFETY: as it was taken.
+        if let Some(whole) = whole(size) {
+            unsafe { System.dealloc(start(block), whole) };
+        }
+    }
+
+    /// The block with another size, or null, and then as it was.
+    ///
+    /// # Safety
+    /// `block` was taken with the size `from`.
+    pub(super) unsafe fn resize(block: *mut u8, from: usize, to: usize) -> *mut u8 {
+        let (Some(old), Some(new)) = (whole(from), whole(to)) else { return std::ptr::null_mut() };
+        // SAFETY: as it was taken; the values lie where they lay from the start, and both places are inside.
+        unsafe {
+            let was = start(block);
+            let before = block.addr() - was.addr();
+            let start = System.realloc(was, old, new.size());
+            if start.is_null() {
+                return start;
+            }
+            if before != offset(start) {
+                start.add(before).copy_to(start.add(offset(start)), from.min(to));
+            }
+            note(start)
+        }
+    }
 }
 
 fn from_shelf(real: Layout) -> Option<*mut u8> {
@@ -77,46 +152,50 @@ fn from_shelf(real: Layout) -> Option<*mut u8> {
     SHELF.lock().ok()?.take(real.size())
 }
 
-// SAFETY: every pointer comes from `System`, asked for `real` of the layout, which is at least as large and
-// as aligned; a block is on the shelf only between its release and its next use, under a lock; and it is
-// released to `System` with the layout it was taken with, which `real` gives again.
+// SAFETY: every pointer comes from `System`, by way of `large` or not as `is_large` says of the layout, with a size
+// that `real` gives again; a block is on the shelf only between its release and its next use, under a lock.
 unsafe impl GlobalAlloc for Blocks {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let real = real(layout);
-        if is_kept(layout)
-            && let Some(block) = from_shelf(real)
-        {
-            return block;
+        if !is_large(layout) {
+            // SAFETY: as the caller promises.
+            return unsafe { System.alloc(layout) };
         }
-        // SAFETY: as the caller promises of a smaller size.
-        unsafe { System.alloc(real) }
+        let real = real(layout);
+        from_shelf(real).unwrap_or_else(|| large::take(real.size(), false))
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let real = real(layout);
-        if is_kept(layout)
-            && let Some(block) = from_shelf(real)
-        {
-            // SAFETY: the block is of this size, and nobody else has it.
-            unsafe { block.write_bytes(0, layout.size()) };
-            return block;
+        if !is_large(layout) {
+            // SAFETY: as the caller promises.
+            return unsafe { System.alloc_zeroed(layout) };
         }
-        // SAFETY: as the caller promises of a smaller size.
-        unsafe { System.alloc_zeroed(real) }
+        let real = real(layout);
+        match from_shelf(real) {
+            Some(block) => {
+                // SAFETY: the block is of this size, and nobody else has it.
+                unsafe { block.write_bytes(0, layout.size()) };
+                block
+            }
+            None => large::take(real.size(), true),
+        }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if !is_large(layout) {
+            // SAFETY: as the caller promises.
+            return unsafe { System.dealloc(block, layout) };
+        }
         let real = real(layout);
         let limit = LIMIT.load(Ordering::Relaxed);
-        if !is_kept(layout) || real.size() > limit {
-            // SAFETY: it was taken with this layout.
-            return unsafe { System.dealloc(block, real) };
+        if real.size() > limit {
+            // SAFETY: it was taken with this size.
+            return unsafe { large::release(block, real.size()) };
         }
         let Ok(mut shelf) = SHELF.lock() else { return };
         while shelf.count == SLOTS || shelf.bytes + real.size() > limit {
             let (size, address) = shelf.remove(0);
-            // SAFETY: blocks on the shelf were taken with their size and this alignment.
-            unsafe { System.dealloc(address as *mut u8, Layout::from_size_align_unchecked(size, 64)) };
+            // SAFETY: blocks on the shelf were taken with their size.
+            unsafe { large::release(address as *mut u8, size) };
         }
         let end = shelf.count;
         shelf.blocks[end] = (real.size(), block as usize);
@@ -126,22 +205,23 @@ unsafe impl GlobalAlloc for Blocks {
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let Ok(wanted) = Layout::from_size_align(size, layout.align()) else { return std::ptr::null_mut() };
-        let (old, new) = (real(layout), real(wanted));
-        if old == new {
-            return block;
-        }
-        if old.align() == new.align() {
-            // SAFETY: it was taken with the old layout, and the new one has the same alignment.
-            return unsafe { System.realloc(block, old, new.size()) };
-        }
-        // SAFETY: as the caller promises; the new block is another, of at least `size`.
-        unsafe {
-            let to = self.alloc(wanted);
-            if !to.is_null() {
-                to.copy_from_nonoverlapping(block, size.min(layout.size()));
-                self.dealloc(block, layout);
+        match (is_large(layout), is_large(wanted)) {
+            // SAFETY: as the caller promises.
+            (false, false) => unsafe { System.realloc(block, layout, size) },
+            (true, true) => {
+                let (old, new) = (real(layout).size(), real(wanted).size());
+                // SAFETY: it was taken with the old size.
+                if old == new { block } else { unsafe { large::resize(block, old, new) } }
             }
-            to
+            // SAFETY: as the caller promises; the new block is another, of at least `size`.
+            _ => unsafe {
+                let to = self.alloc(wanted);
+                if !to.is_null() {
+                    to.copy_from_nonoverlapping(block, size.min(layout.size()));
+                    self.dealloc(block, layout);
+                }
+                to
+            },
         }
     }
 }
@@ -196,5 +276,31 @@ mod tests {
             Blocks.dealloc(block, Layout::from_size_align(1000, 4).unwrap());
         }
         keep(0);
+    }
+
+    /// Small ones too, which the system moves by other distances than pages.
+    #[test]
+    fn large_blocks_are_aligned_and_keep_their_values_when_they_grow() {
+        let mut others = Vec::new();
+        for first in (LARGE..2 * LARGE).step_by(4_099) {
+            let value = |i: usize| (i * 31 % 251) as u8;
+            let mut block = large::take(first, true);
+            // SAFETY: blocks are used within their sizes, and released once with the last.
+            unsafe {
+                assert!(std::slice::from_raw_parts(block, first).iter().all(|b| *b == 0));
+                (0..first).for_each(|i| block.add(i).write(value(i)));
+                let mut size = first;
+                for next in [first + 48, 3 * first, 200 * first, first - 100] {
+                    others.push(vec![0u8; next % 1009]);
+                    block = large::resize(block, size, next);
+                    size = next;
+                    assert_eq!(block.addr() % LINE, 0);
+                    let kept = std::slice::from_raw_parts(block, size.min(first));
+                    assert!(kept.iter().enumerate().all(|(i, b)| *b == value(i)), "{first} to {next}");
+                    (0..first.min(size)).for_each(|i| block.add(i).write(value(i)));
+                }
+                large::release(block, size);
+            }
+        }
     }
 }
