@@ -1,6 +1,6 @@
 //! The noise predictor of SDXL's shape on an NVIDIA GPU in f16, against PyTorch: time of a patch, memory, utilisation.
 //!
-//! `GIGASMITH_PYTHON=python3 cargo bench -p gigasmith-tests --features gigasmith-worker/flash-attn --bench gpu --
+//! `GIGASMITH_PYTHON=python3 cargo bench -p gigasmith-tests --features gigasmith-worker/cudnn --bench gpu --
 //! [WORDS]`. Words: `rounds=7`, `sides=64,128`, `batch=2`, `compile` (PyTorch through torch.compile too, which takes
 //! minutes). A patch is a call of two rows: with guidance. Ours and PyTorch's (f16, channels-last, fused attention) run
 //! in turn, CALLS patches a round, each started while the one before runs. The model has random weights and is made

@@ -5,7 +5,7 @@
 //! only read and write memory, that is most of the time. [`Blocks`] does as the system's allocator does
 //! until [`keep`] is called, which a model on a CPU does when it is loaded.
 //!
-//! Unsafe code: an allocator is unsafe by nature. Every block of 64 KiB or more is taken from the
+//! Unsafe code: an allocator is unsafe by nature. Every block of 64 KiB or more (but for those of unusual alignment) is taken from the
 //! system with its size rounded up, as a function of the size that was asked for alone, so that it
 //! can be given back, or to somebody else, knowing only that. They are aligned to lines of the cache.
 #![allow(unsafe_code)]
@@ -31,7 +31,11 @@ static SHELF: Mutex<Shelf> = Mutex::new(Shelf { blocks: [(0, 0); SLOTS], count: 
 
 /// Lets [`Blocks`] keep so many bytes; 0, as at the start, for none.
 pub fn keep(bytes: u64) {
-    LIMIT.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::Relaxed);
+    let limit = usize::try_from(bytes).unwrap_or(usize::MAX);
+    LIMIT.store(limit, Ordering::Relaxed);
+    if let Ok(mut shelf) = SHELF.lock() {
+        shelf.shrink(limit);
+    }
 }
 
 /// Kept blocks as (size, address), the oldest first.
@@ -48,6 +52,15 @@ impl Shelf {
         self.count -= 1;
         self.bytes -= block.0;
         block
+    }
+
+    /// Gives the oldest blocks back to the system until no more than so many bytes are left.
+    fn shrink(&mut self, bytes: usize) {
+        while self.bytes > bytes {
+            let (size, address) = self.remove(0);
+            // SAFETY: blocks on the shelf were taken with their size, and nobody uses them.
+            unsafe { large::release(address as *mut u8, size) };
+        }
     }
 
     /// The newest block of exactly this size: it is the likeliest to be in a cache.
@@ -192,7 +205,8 @@ unsafe impl GlobalAlloc for Blocks {
             return unsafe { large::release(block, real.size()) };
         }
         let Ok(mut shelf) = SHELF.lock() else { return };
-        while shelf.count == SLOTS || shelf.bytes + real.size() > limit {
+        shelf.shrink(limit - real.size());
+        if shelf.count == SLOTS {
             let (size, address) = shelf.remove(0);
             // SAFETY: blocks on the shelf were taken with their size.
             unsafe { large::release(address as *mut u8, size) };
@@ -276,6 +290,7 @@ mod tests {
             Blocks.dealloc(block, Layout::from_size_align(1000, 4).unwrap());
         }
         keep(0);
+        assert_eq!(SHELF.lock().unwrap().count, 0);
     }
 
     /// Small ones too, which the system moves by other distances than pages.

@@ -1,6 +1,6 @@
 //! The networks on an NVIDIA GPU: against the recordings, and against themselves. They need one, and a build with the
 //! feature `cudnn` or `flash-attn`:
-//! `cargo test --release -p gigasmith-worker --features flash-attn --test gpu -- --ignored --nocapture`.
+//! `cargo test --release -p gigasmith-worker --features cudnn --test gpu -- --ignored --nocapture`.
 #![allow(clippy::print_stdout)]
 #![cfg(feature = "cuda")]
 

@@ -67,7 +67,7 @@ pub(super) fn block_of_pairs(
     let _ = (panel, out, accumulate);
 }
 
-/// Four rows and sixteen columns at a time, for the compiler to vectorise.
+/// Sixteen columns of a row at a time, for the compiler to vectorise.
 fn baseline(rows: &[&[f32]], panel: &[f32], width: usize, out: &mut [f32], stride: usize, accumulate: bool) {
     const FUSED: bool = cfg!(target_arch = "aarch64");
     for (r, row) in rows.iter().enumerate() {

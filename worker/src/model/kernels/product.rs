@@ -179,7 +179,7 @@ impl Packed {
         panels(self.columns, self.inputs)
     }
 
-    /// The same where they are kept in f32, as they lie.
+    /// [`Packed::rows`] where they are kept in f32, as they lie.
     pub(super) fn rows_in_place(&self, panel: Panel, input: usize, count: usize) -> Option<&[f32]> {
         let range = panel.offset + input * panel.width..panel.offset + (input + count) * panel.width;
         match &self.store {
@@ -188,7 +188,7 @@ impl Packed {
         }
     }
 
-    /// The same of pairs, where they are kept so.
+    /// [`Packed::rows`] as pairs, where they are kept so.
     pub(super) fn pairs(&self, panel: Panel, input: usize, count: usize) -> Option<&[u32]> {
         let Store::Pairs(values) = &self.store else { return None };
         let start = panel.offset + input * panel.width;

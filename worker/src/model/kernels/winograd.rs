@@ -244,7 +244,7 @@ pub(super) fn conv2d(xs: &[f32], filters: &Filters, g: &Geometry, extras: &Extra
         let is_cheaper = count * groups <= filters.outputs * count.div_ceil(most);
         match (most > TILES.1, groups < panels.len()) {
             (true, true) if is_cheaper => groups = (2 * groups).min(panels.len()),
-            (true, _) => most /= 2,
+            (true, _) => most = (most / 2).next_multiple_of(ROWS).max(TILES.1),
             (false, true) => groups = (2 * groups).min(panels.len()),
             (false, false) => break,
         }
@@ -302,7 +302,7 @@ fn apart(length: usize) -> usize {
 
 /// The products of all points of some tiles with a panel: point p of tile t at
 /// `scratch.points[p apart(64 tiles) + 64 t..]`. In the input, of each run of [`DEPTH`] channels (or fewer at the end)
-/// one after the other, point p of tile t is at `[p apart(DEPTH tiles) + run t..]`.
+/// one after the other, point p of tile t is at `[p apart(tiles min(DEPTH, channels)) + run t..]`.
 fn multiply(isa: Isa, filters: &Filters, panel: Panel, tiles: usize, scratch: &mut Scratch) {
     let Scratch { inputs, filters: transformed, points, wide, taps } = scratch;
     let (inputs, channels) = (inputs.values(), filters.inputs);

@@ -154,7 +154,7 @@ impl Engine {
                 }
                 drop(smaller);
                 // SAFETY: libraries write what they read of it.
-                Arc::new(unsafe { self.device.alloc::<u8>(bytes)? })
+                Arc::new(unsafe { self.device.alloc::<u8>(bytes.max(ALIGNMENT as usize))? })
             }
         };
         let pointer = memory.device_ptr(&self.stream).0;

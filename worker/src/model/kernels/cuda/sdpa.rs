@@ -193,9 +193,13 @@ impl Plan {
         parts.extend([operation, graph, heuristics]);
         for engine in engines.into_iter().take(count) {
             // The first that the library can start, best first: not every one suits every GPU.
-            if let Ok((plan, workspace)) = Self::of(handle, &engine) {
-                parts.push(engine);
-                return Ok(Some(Self { plan, workspace, _parts: parts }));
+            match Self::of(handle, &engine) {
+                Ok((plan, workspace)) => {
+                    parts.push(engine);
+                    return Ok(Some(Self { plan, workspace, _parts: parts }));
+                }
+                Err(failure) if is_momentary(failure) => return Err(failure),
+                Err(_) => {}
             }
         }
         Ok(None)
@@ -250,7 +254,7 @@ pub(in super::super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<
     let (q, k, v) = (rows_aligned(&engine, q)?, rows_aligned(&engine, k)?, rows_aligned(&engine, v)?);
     let inputs = [Layout::of(&q)?, Layout::of(&k)?, Layout::of(&v)?];
     let sizes = Sizes { batch, heads, width, inputs, dtype: q.dtype() };
-    let Some(plan) = engine.attentions.plan(engine.dnn.handle(), sizes) else { return Ok(None) };
+    let Some(plan) = engine.attentions.plan(engine.dnn.handle(), sizes)? else { return Ok(None) };
     let out = engine.empty(q.dtype(), &[batch, sq, heads * width])?;
     let tensors = [engine.start(&q)?, engine.start(&k)?, engine.start(&v)?, engine.start(&out)?];
     let workspace = engine.workspace(plan.workspace)?;
@@ -258,6 +262,11 @@ pub(in super::super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<
     // SAFETY: tensors of the sizes and strides that the plan was made for.
     unsafe { plan.run(engine.dnn.handle(), tensors, scale, workspace) }.map_err(Error::wrap)?;
     Ok(Some(out))
+}
+
+/// Whether memory was short, which another time it may not be: sizes alone must decide what is computed how.
+fn is_momentary(failure: CudnnError) -> bool {
+    format!("{failure:?}").contains("ALLOC")
 }
 
 /// The tensor as it is if the library can read it there, else a copy.
@@ -271,16 +280,20 @@ fn rows_aligned(engine: &Engine, x: &Tensor) -> Result<Tensor> {
 }
 
 impl Plans {
-    fn plan(&self, handle: sys::cudnnHandle_t, sizes: Sizes) -> Option<Rc<Plan>> {
-        let mut plans = self.0.borrow_mut();
-        let known = plans.entry(sizes).or_insert_with(|| {
-            let made = Plan::new(handle, &sizes);
-            if !matches!(made, Ok(Some(_))) {
-                let failure = made.as_ref().err();
+    fn plan(&self, handle: sys::cudnnHandle_t, sizes: Sizes) -> Result<Option<Rc<Plan>>> {
+        if let Some(known) = self.0.borrow().get(&sizes) {
+            return Ok(known.clone());
+        }
+        let made = match Plan::new(handle, &sizes) {
+            Err(failure) if is_momentary(failure) => return Err(Error::wrap(failure)),
+            Ok(Some(plan)) => Some(Rc::new(plan)),
+            other => {
+                let failure = other.err();
                 tracing::debug!(?sizes, ?failure, "cuDNN has no attention of these sizes");
+                None
             }
-            made.ok().flatten().map(Rc::new)
-        });
-        known.clone()
+        };
+        self.0.borrow_mut().insert(sizes, made.clone());
+        Ok(made)
     }
 }
