@@ -104,6 +104,20 @@ fn plans_latents_and_existing_pictures() {
     refused(folder.path(), &quick(&["--plan-file", "plan.json"]), 2, &["plan", "save"]);
 }
 
+/// The words of a prompt cost nothing.
+#[test]
+fn an_estimate_needs_no_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let estimate = |more: &[&str]| {
+        let output = gigasmith(folder.path(), &[&["estimate", "--scale", "4"], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let without = estimate(&[]);
+    assert!(without.contains("network calls"), "{without}");
+    assert_eq!(without, estimate(&["--prompt", "a harbour at dawn"]));
+}
+
 #[test]
 fn bad_input_is_named_with_its_remedy() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,8 +5,8 @@
 //! only read and write memory, that is most of the time. [`Blocks`] does as the system's allocator does
 //! until [`keep`] is called, which a model on a CPU does when it is loaded.
 //!
-//! Unsafe code: an allocator is unsafe by nature. Every block of 64 KiB or more (but for those of unusual alignment) is taken from the
-//! system with its size rounded up, as a function of the size that was asked for alone, so that it
+//! Unsafe code: an allocator is unsafe by nature. Every block of 64 KiB or more (but for those of unusual alignment)
+//! is taken from the system with its size rounded up, as a function of the size that was asked for alone, so that it
 //! can be given back, or to somebody else, knowing only that. They are aligned to lines of the cache.
 #![allow(unsafe_code)]
 

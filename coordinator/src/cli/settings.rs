@@ -145,8 +145,14 @@ pub(super) struct Asked {
 impl PictureArgs {
     /// Reads the inputs that arguments name, and checks what needs no model.
     pub(super) fn read(&self) -> Result<Asked, Failure> {
+        self.read_or(None)
+    }
+
+    /// The same with a prompt for where none is given.
+    pub(super) fn read_or(&self, prompt: Option<&str>) -> Result<Asked, Failure> {
         let from = self.from.as_deref().map(read_spec).transpose()?;
-        let prompt = self.prompt.clone().or(from.as_ref().map(|f| f.prompt.clone()));
+        let given = self.prompt.clone().or(from.as_ref().map(|f| f.prompt.clone()));
+        let prompt = given.or(prompt.map(str::to_owned));
         let prompt = prompt.ok_or_else(|| {
             Failure::usage("no prompt: give --prompt TEXT, or --from a picture made before")
         })?;

@@ -1,9 +1,9 @@
 //! The arithmetic of the networks, one function per operation.
 //!
 //! On a CPU these are our own kernels. On NVIDIA GPUs (`cuda`) they are NVIDIA's libraries and our own kernels, and
-//! attention is one kernel (`fused`). On other devices they are candle's operations
-//! ([`plain`]). A CPU computes in f32: half precision there is a way to keep weights in less memory, and bf16 a way to
-//! multiply faster where it has AVX-512 BF16.
+//! attention is one kernel (`fused`). On other devices they are candle's operations ([`plain`]). A CPU computes in f32:
+//! half precision there is a way to keep weights in less memory, and bf16 a way to multiply faster where it has AVX-512
+//! BF16.
 //!
 //! Images are (batch, channels, h, w) everywhere. On CPUs and NVIDIA GPUs they lie channels-last (strides that put a
 //! pixel's channels side by side), so that pixels are rows of a product, and tokens without a copy.
