@@ -12,7 +12,6 @@ use gigasmith_proto::domain::{ModelDescription, WireDtype};
 use serde::Serialize;
 
 use crate::output::{Format, Kind, Quality};
-use crate::sampler::plan::{Geometry, Plan};
 use crate::sampler::tiles::pool::{ROUNDS, samples};
 use crate::sampler::tiles::{Cut, Network, Tiling, VaeMode};
 use crate::sampler::units::ImageSize;
@@ -144,15 +143,9 @@ impl Estimate {
     ) {
         let size = spec.stage_size(stage).expect("it is one of the spec's");
         let latent = size.latent(model.latent_factor);
-        let geometry = Geometry::new(latent, model.patch_side as usize);
         let slider = stage.checked_sub(1).map_or(0, |i| spec.upscales[i as usize].slider);
-        let (patches, window) = match stage {
-            0 => (u64::from(spec.steps), latent),
-            _ => {
-                let plan = Plan::draw(spec.plan, geometry, spec.steps as usize, spec.seed, stage);
-                (plan.len() as u64, geometry.window)
-            }
-        };
+        let plan = spec.draw_plan(stage, model);
+        let (patches, window) = (plan.len() as u64, plan.geometry().window);
         let channels = u64::from(model.latent_channels);
         let element = if spec.wire == WireDtype::F16 { 2 } else { 4 };
         let patch = channels * window.area() as u64 * element + MESSAGE;

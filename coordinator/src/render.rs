@@ -28,13 +28,13 @@ use crate::sampler::blocks::BlockGrid;
 use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
 use crate::sampler::philox::Purpose;
-use crate::sampler::plan::{Geometry, Plan};
+use crate::sampler::plan::Plan;
 use crate::sampler::resize::Picture;
 use crate::sampler::schedule::{Schedule, ScheduleError};
 use crate::sampler::stage::{RestoreError, StageRun, Start};
 use crate::sampler::torch_rng;
 use crate::sampler::units::ImageSize;
-use crate::spec::{RenderSpec, Rng, UpscaleSpec};
+use crate::spec::{RenderSpec, Rng};
 use crate::store::BlobId;
 use flight::at_leisure;
 use live::Painter;
@@ -135,9 +135,9 @@ async fn run(
     let render = Render { sampling, spec, schedule };
     let mut given = inputs.plans.map(Vec::into_iter);
     let mut plans = Vec::new();
-    for (stage, upscale) in (1..).zip(&spec.upscales) {
+    for stage in 1..=spec.upscales.len() as u32 {
         let plan = given.as_mut().and_then(Iterator::next);
-        plans.push(plan.unwrap_or_else(|| at_leisure(|| render.draw_plan(stage, upscale))));
+        plans.push(plan.unwrap_or_else(|| at_leisure(|| render.draw_plan(stage))));
     }
     let last = spec.upscales.len() as u32;
     let mut picture = inputs.picture;
@@ -158,7 +158,7 @@ async fn run(
     }
     while stage <= last {
         let plan = match stage.checked_sub(1) {
-            None => Plan::whole(render.sampling.latent_size(spec.base), render.schedule.len()),
+            None => at_leisure(|| render.draw_plan(0)),
             Some(upscale) => plans[upscale as usize].clone(),
         };
         let run = match left.take() {
@@ -264,15 +264,13 @@ impl Render<'_> {
     /// How a stage's canvas is cut.
     fn grid(&self, stage: u32, plans: &[Plan]) -> BlockGrid {
         match stage.checked_sub(1) {
-            None => BlockGrid::of(&Plan::whole(self.sampling.latent_size(self.spec.base), 1)),
+            None => BlockGrid::of(&at_leisure(|| self.draw_plan(0))),
             Some(upscale) => BlockGrid::of(&plans[upscale as usize]),
         }
     }
 
-    fn draw_plan(&self, stage: u32, upscale: &UpscaleSpec) -> Plan {
-        let canvas = self.sampling.latent_size(upscale.size);
-        let geometry = Geometry::new(canvas, self.sampling.model().patch_side as usize);
-        Plan::draw(self.spec.plan, geometry, self.schedule.len(), self.spec.seed, stage)
+    fn draw_plan(&self, stage: u32) -> Plan {
+        self.spec.draw_plan(stage, self.sampling.model())
     }
 
     fn field(&self, stage: u32, purpose: Purpose) -> NoiseField {

@@ -11,18 +11,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::sampler::cascade::{Cascade, CascadeError};
-use crate::sampler::plan::PlanKind;
+use crate::sampler::plan::{Geometry, Plan, PlanKind};
 use crate::sampler::tiles::{Cut, VaeMode};
 use crate::sampler::units::ImageSize;
 use crate::store::BlobId;
 
-/// The version of [`RenderSpec`] that this program writes.
-pub const SPEC_VERSION: u32 = 1;
+/// The newest version of [`RenderSpec`]. A spec has the oldest version that can say what it says, so that
+/// programs that know no newer one read it, or refuse it.
+pub const SPEC_VERSION: u32 = 2;
 
 /// A render, fully resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RenderSpec {
-    /// Format version, [`SPEC_VERSION`].
+    /// Format version: 1, or 2 where the base is drawn in windows.
     pub version: u32,
     /// What to draw.
     pub prompt: String,
@@ -32,6 +33,9 @@ pub struct RenderSpec {
     pub model: ModelSpec,
     /// Size of the base stage, or of the picture that takes its place.
     pub base: ImageSize,
+    /// The base is larger than what the model sees at once: it is drawn in windows, as `plan` lays them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub base_in_windows: bool,
     /// The upscale stages, ending at the final size.
     pub upscales: Vec<UpscaleSpec>,
     /// Denoising steps per stage.
@@ -177,6 +181,17 @@ impl RenderSpec {
         }
     }
 
+    /// The plan of a stage, 0 for the base: follows from the spec and the model's sizes alone.
+    pub fn draw_plan(&self, stage: u32, model: &ModelDescription) -> Plan {
+        let size = self.stage_size(stage).expect("a stage of the spec");
+        let (canvas, steps) = (size.latent(model.latent_factor), self.steps as usize);
+        if stage == 0 && !self.base_in_windows {
+            return Plan::whole(canvas, steps);
+        }
+        let geometry = Geometry::new(canvas, model.patch_side as usize);
+        Plan::draw(self.plan, geometry, steps, self.seed, stage)
+    }
+
     /// Every setting that differs in `other`: its name, the value here, the value there.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let value = |spec: &Self| serde_json::to_value(spec).expect("a spec is plain data");
@@ -294,7 +309,7 @@ pub(crate) mod tests {
             NumericClass { backend: "cpu".into(), kernels: "avx2".into(), dtype: Dtype::F32, algorithm: 1 };
         let size = |width, height| ImageSize { width, height };
         RenderSpec {
-            version: SPEC_VERSION,
+            version: 1,
             prompt: "a fox".into(),
             negative_prompt: Some("blurry".into()),
             model: ModelSpec {
@@ -303,6 +318,7 @@ pub(crate) mod tests {
                 numeric_class: class,
             },
             base: size(8, 8),
+            base_in_windows: false,
             upscales: vec![
                 UpscaleSpec { size: size(16, 16), slider: 12 },
                 UpscaleSpec { size: size(32, 32), slider: 18 },

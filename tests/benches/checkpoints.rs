@@ -93,6 +93,7 @@ impl Case {
             negative_prompt: None,
             model: ModelSpec::of(model),
             base: square(64),
+            base_in_windows: false,
             upscales: vec![UpscaleSpec { size: square(self.size), slider: self.steps * 3 / 5 }],
             steps: self.steps,
             guidance_scale: 7.5,

@@ -239,6 +239,7 @@ fn spec(model: &ModelDescription, size: u32, steps: u32) -> RenderSpec {
         negative_prompt: None,
         model: ModelSpec::of(model),
         base: square(64),
+        base_in_windows: false,
         upscales: vec![UpscaleSpec { size: square(size), slider: steps * 3 / 5 }],
         steps,
         guidance_scale: 7.5,

@@ -91,6 +91,7 @@ fn spec(model: &ModelDescription, prompt: &str, plan: PlanKind, seed: u64) -> an
         negative_prompt: None,
         model: ModelSpec::of(model),
         base: size(1),
+        base_in_windows: false,
         upscales: [2, 4]
             .into_iter()
             .zip(sliders)

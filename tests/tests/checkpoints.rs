@@ -46,6 +46,7 @@ fn spec(plan: PlanKind) -> RenderSpec {
         negative_prompt: None,
         model: ModelSpec::of(&common::description()),
         base: size(64, 64),
+        base_in_windows: false,
         upscales: vec![
             UpscaleSpec { size: size(128, 128), slider: 2 },
             UpscaleSpec { size: size(260, 196), slider: 3 },

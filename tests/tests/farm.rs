@@ -24,6 +24,7 @@ fn spec() -> RenderSpec {
         negative_prompt: None,
         model: ModelSpec::of(&common::description()),
         base: size(64, 64),
+        base_in_windows: false,
         upscales: vec![
             UpscaleSpec { size: size(128, 128), slider: 2 },
             UpscaleSpec { size: size(196, 260), slider: 3 },

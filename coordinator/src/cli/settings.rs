@@ -11,6 +11,7 @@ use crate::output::{Settings, read_picture, read_settings};
 use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::plan::{PlanFile, PlanFileError, PlanKind};
 use crate::sampler::tiles::VaeMode;
+use crate::sampler::units::ImageSize;
 use crate::spec::{RenderSpec, Rng};
 
 /// The settings that `--from` brings.
@@ -20,6 +21,7 @@ pub(super) const OF_A_PICTURE: &[&str] = &[
     "width",
     "height",
     "scale",
+    "base",
     "stages",
     "steps",
     "slider",
@@ -52,6 +54,10 @@ pub(super) struct PictureArgs {
     /// Side of the final picture against the base: 4 gives 16 times the pixels.
     #[arg(long, value_name = "FACTOR")]
     scale: Option<f64>,
+    /// Size of the base stage, for example 1536x512. By default one of the model's own sizes, or for a
+    /// panorama one that fits. What the model cannot see at once is drawn in windows.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = read_size, conflicts_with = "image")]
+    base: Option<ImageSize>,
     /// Sides of all upscale stages against the base, for example 2,4,8.
     #[arg(long, value_name = "FACTORS", value_delimiter = ',', conflicts_with = "scale")]
     stages: Vec<f64>,
@@ -167,6 +173,7 @@ impl PictureArgs {
             width: self.width,
             height: self.height,
             scale: self.scale,
+            base: self.base,
             stages: self.stages.clone(),
             steps: self.steps,
             slider: self.slider.clone(),
@@ -197,6 +204,15 @@ impl PictureArgs {
             ..RenderRequest::default()
         };
         Ok(Asked { request, inputs: RequestInputs { picture, plan }, seeds, model_is_from_picture })
+    }
+}
+
+/// `WIDTHxHEIGHT`, in pixels.
+fn read_size(text: &str) -> Result<ImageSize, String> {
+    let sides = text.split_once(['x', 'X']).map(|(w, h)| (w.trim().parse(), h.trim().parse()));
+    match sides {
+        Some((Ok(width), Ok(height))) => Ok(ImageSize { width, height }),
+        _ => Err("give width and height in pixels, for example 1536x512".into()),
     }
 }
 

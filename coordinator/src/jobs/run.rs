@@ -13,7 +13,6 @@ use super::Jobs;
 use crate::farm::{Lane, LaneOptions, TaskError};
 use crate::render::{Course, Live, Progress, RenderError, RenderInputs, Rendered, StageBegin, render_from};
 use crate::request::given_plans;
-use crate::sampler::plan::{Geometry, Plan};
 use crate::spec::RenderSpec;
 use crate::store::{
     Claim, Closed, Keeper, KeeperStart, Outputs, RenderRecord, Restored, StoreError, StoredState, Told,
@@ -246,12 +245,11 @@ impl Drop for AbortOnDrop {
 
 /// Patches of every stage, the base first.
 fn stage_patches(spec: &RenderSpec, model: &ModelDescription, has_picture: bool) -> Vec<u64> {
-    let base = if has_picture { 0 } else { u64::from(spec.steps) };
-    let upscale = |(stage, upscale): (u32, &crate::spec::UpscaleSpec)| {
-        let geometry = Geometry::new(upscale.size.latent(model.latent_factor), model.patch_side as usize);
-        Plan::draw(spec.plan, geometry, spec.steps as usize, spec.seed, stage).len() as u64
+    let patches = |stage| match stage {
+        0 if has_picture => 0,
+        _ => spec.draw_plan(stage, model).len() as u64,
     };
-    std::iter::once(base).chain((1..).zip(&spec.upscales).map(upscale)).collect()
+    (0..=spec.upscales.len() as u32).map(patches).collect()
 }
 
 /// Tries for as long as it takes, or until the coordinator ends: a store that is away for minutes delays a

@@ -14,7 +14,7 @@ pub enum SettingsError {
     Malformed(String),
     /// Written by a later program.
     #[error(
-        "the picture's settings have version {0}: this program reads version {SPEC_VERSION}; use a newer one"
+        "the picture's settings have version {0}: this program reads versions 1 to {SPEC_VERSION}; use a newer one"
     )]
     Version(u32),
 }
@@ -67,7 +67,7 @@ impl Settings {
         }
         let malformed = |e: serde_json::Error| SettingsError::Malformed(e.to_string());
         let Versioned { spec: Version { version } } = serde_json::from_str(json).map_err(malformed)?;
-        if version != SPEC_VERSION {
+        if !(1..=SPEC_VERSION).contains(&version) {
             return Err(SettingsError::Version(version));
         }
         serde_json::from_str(json).map_err(malformed)

@@ -16,6 +16,7 @@ use crate::sampler::plan::{PlanFileError, PlanKind};
 use crate::sampler::resize::Picture;
 use crate::sampler::schedule::ScheduleError;
 use crate::sampler::tiles::VaeMode;
+use crate::sampler::units::ImageSize;
 use crate::spec::{RenderSpec, Rng, SliderError, SpecError};
 
 /// A request that makes no render on this model.
@@ -55,6 +56,9 @@ pub struct RenderRequest {
     pub height: Option<u32>,
     /// Side of the final picture against the base.
     pub scale: Option<f64>,
+    /// Size of the base stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<ImageSize>,
     /// Sides of all upscale stages against the base.
     pub stages: Vec<f64>,
     /// Denoising steps per stage.

@@ -4,13 +4,13 @@
 use gigasmith_proto::domain::{ModelDescription, PAPER_SLIDER_SHARES};
 
 use super::{RenderRequest, RequestError, RequestInputs};
-use crate::sampler::cascade::{Cascade, ModelSizes, SizeRequest};
+use crate::sampler::cascade::{Cascade, ModelSizes, SizeRequest, cut_off};
 use crate::sampler::plan::{Plan, PlanFile, PlanFileError, PlanKind, StagePlanFile};
 use crate::sampler::resize::Picture;
 use crate::sampler::schedule::Schedule;
 use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
-use crate::spec::{Crops, ModelSpec, PagSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec, resolve_sliders};
+use crate::spec::{Crops, ModelSpec, PagSpec, RenderSpec, Rng, UpscaleSpec, resolve_sliders};
 
 /// What `--paper` sets.
 struct Published {
@@ -29,8 +29,6 @@ const PAPER: Published = Published {
     crops: Crops::Published,
     vae: VaeMode::Tiled,
 };
-/// How much of a picture may be cut off in silence.
-const QUIET_CUT: f64 = 0.1;
 
 /// A render with every setting settled.
 #[derive(Debug)]
@@ -58,7 +56,7 @@ pub fn resolve(
     let paper = paper.as_ref();
     let steps = pick(request.steps, paper.map(|p| p.steps), from.map(|f| f.steps), model.preset.steps);
     Schedule::new(&model.schedule, steps)?;
-    let (base, sizes) = sizes(request, from, picture, model)?;
+    let Cascade { base, base_in_windows, upscales: sizes } = sizes(request, from, picture, model)?;
     let shares = if request.paper { PAPER_SLIDER_SHARES } else { model.preset.slider_shares };
     let guidance_scale = pick(
         request.guidance_scale,
@@ -68,11 +66,12 @@ pub fn resolve(
     );
     let plan = plan_file.as_ref().and_then(|file| file.stages.first()).map(|s| s.kind).or(request.plan);
     let spec = RenderSpec {
-        version: SPEC_VERSION,
+        version: if base_in_windows { 2 } else { 1 },
         prompt: request.prompt.clone(),
         negative_prompt: request.negative_prompt.clone().or(from.and_then(|f| f.negative_prompt.clone())),
         model: ModelSpec::of(model),
         base,
+        base_in_windows,
         upscales: sliders(request, from, (steps, shares), &sizes)?,
         steps,
         guidance_scale,
@@ -92,7 +91,7 @@ pub fn resolve(
     if let Some(from) = from {
         check_origin(from, &spec, &mut warnings)?;
     }
-    warnings.extend(remarks(&spec));
+    warnings.extend(remarks(&spec, model));
     Ok(Resolved { spec, plans, warnings })
 }
 
@@ -106,13 +105,22 @@ fn read_plan(json: &str) -> Result<PlanFile, RequestError> {
 }
 
 /// What works, but may not be what was meant.
-fn remarks(spec: &RenderSpec) -> Vec<String> {
+fn remarks(spec: &RenderSpec, model: &ModelDescription) -> Vec<String> {
     let mut remarks = Vec::new();
     let last = spec.upscales.last().map_or(spec.base, |u| u.size);
     if let Some(cut) = cut_off(spec.base, last) {
-        let percent = cut * 100.0;
+        let way_out = if spec.image_hash.is_some() { "" } else { "; --base WIDTHxHEIGHT chooses another" };
         remarks.push(format!(
-            "the base is {}: {percent:.0}% of it is cut off to fit the final aspect",
+            "the base is {}: {:.0}% of it is cut off to fit the final aspect{way_out}",
+            spec.base,
+            cut * 100.0
+        ));
+    }
+    if spec.base_in_windows {
+        let side = model.patch_side * model.latent_factor;
+        remarks.push(format!(
+            "the base is {}, more than the model sees at once: it is drawn in windows of {side} pixels, so \
+             that things may appear more than once",
             spec.base
         ));
     }
@@ -172,34 +180,28 @@ fn sizes(
     from: Option<&RenderSpec>,
     picture: Option<&Picture>,
     model: &ModelDescription,
-) -> Result<(ImageSize, Vec<ImageSize>), RequestError> {
+) -> Result<Cascade, RequestError> {
     let wanted = SizeRequest {
         width: request.width,
         height: request.height,
         scale: request.scale,
         stages: request.stages.clone(),
+        base: request.base,
         picture: picture.map(Picture::size),
+        native_base: request.paper,
     };
-    let asked = SizeRequest { picture: None, ..wanted.clone() } != SizeRequest::default();
+    let asked = SizeRequest { picture: None, native_base: false, ..wanted.clone() } != SizeRequest::default();
     let same_picture = |f: &&RenderSpec| picture.is_none_or(|p| p.size() == f.base && !f.upscales.is_empty());
     if let Some(from) = from.filter(|_| !asked).filter(same_picture) {
-        return Ok((from.base, from.upscales.iter().map(|u| u.size).collect()));
+        let upscales = from.upscales.iter().map(|u| u.size).collect();
+        return Ok(Cascade { base: from.base, base_in_windows: from.base_in_windows, upscales });
     }
     let model_sizes = ModelSizes {
         native: &model.native_sizes,
         latent_factor: model.latent_factor,
         default_scale: model.preset.scale.into(),
     };
-    let cascade = Cascade::resolve(&wanted, model_sizes)?;
-    Ok((cascade.base, cascade.upscales))
-}
-
-/// The share of the base that the final aspect leaves out, when worth a word.
-fn cut_off(base: ImageSize, last: ImageSize) -> Option<f64> {
-    let aspect = |s: ImageSize| f64::from(s.width) / f64::from(s.height);
-    let (a, b) = (aspect(base), aspect(last));
-    let cut = 1.0 - (a / b).min(b / a);
-    (cut > QUIET_CUT).then_some(cut)
+    Ok(Cascade::resolve(&wanted, model_sizes)?)
 }
 
 /// Sliders as given; else those of a picture made before, in proportion to the steps; else shares of the

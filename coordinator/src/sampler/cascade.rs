@@ -1,5 +1,9 @@
 //! The sizes of a render's stages: a base at the model's own size, then enlargements up to the target.
 
+mod base;
+
+pub use base::cut_off;
+
 use super::units::ImageSize;
 
 /// The largest side of a picture, in image pixels.
@@ -22,8 +26,12 @@ pub struct SizeRequest {
     pub scale: Option<f64>,
     /// Linear size of every upscale stage against the base.
     pub stages: Vec<f64>,
+    /// Size of the base stage.
+    pub base: Option<ImageSize>,
     /// Size of the picture that takes the place of the base stage.
     pub picture: Option<ImageSize>,
+    /// A base of one of the model's own sizes, whatever it loses, as published.
+    pub native_base: bool,
 }
 
 /// What the model says about sizes.
@@ -42,6 +50,8 @@ pub struct ModelSizes<'a> {
 pub struct Cascade {
     /// The base stage, or the picture that takes its place.
     pub base: ImageSize,
+    /// The base is more than the model sees at once: it is drawn in windows.
+    pub base_in_windows: bool,
     /// The upscale stages, ending at the final size. Empty: the base is the final picture.
     pub upscales: Vec<ImageSize>,
 }
@@ -84,6 +94,14 @@ pub enum CascadeError {
     /// A scale below 1, or not a number.
     #[error("scale {0} is not a size: give a number of at least 1")]
     Scale(f64),
+    /// A base that is larger than the picture.
+    #[error("the base {base} is larger than the picture {target}: give a smaller --base, or leave it out")]
+    BaseTooLarge {
+        /// The base asked for.
+        base: ImageSize,
+        /// The final size.
+        target: ImageSize,
+    },
     /// Stage factors that do not rise.
     #[error(
         "stages {0:?} do not rise: give factors against the base, each larger than the one before and than 1, for example 2,4"
@@ -116,9 +134,15 @@ impl Cascade {
         check_range(target, model.latent_factor)?;
         let scale = cover(base, target);
         if request.picture.is_none() && scale <= 1.0 {
+            if request.base.is_some() && scale < 1.0 {
+                return Err(CascadeError::BaseTooLarge { base, target });
+            }
             return match request.stages.last() {
                 Some(&last) => Err(CascadeError::StagesEnd { last, wanted: scale }),
-                None => Ok(Self { base: target, upscales: Vec::new() }),
+                None => {
+                    let base_in_windows = base::needs_windows(target, &model);
+                    Ok(Self { base: target, base_in_windows, upscales: Vec::new() })
+                }
             };
         }
         let factors = match request.stages.last() {
@@ -133,7 +157,8 @@ impl Cascade {
         // A stage on the way that is too small to be a picture is left out.
         let earlier = earlier.iter().map(between).filter(|&s| check_range(s, model.latent_factor).is_ok());
         let upscales = earlier.chain([target]).collect();
-        Ok(Self { base, upscales })
+        let base_in_windows = request.picture.is_none() && base::needs_windows(base, &model);
+        Ok(Self { base, base_in_windows, upscales })
     }
 
     /// Whether pictures of this size can be made: in range, and a multiple of the latent factor.
@@ -149,7 +174,11 @@ fn base_and_target(
     model: ModelSizes<'_>,
 ) -> Result<(ImageSize, ImageSize), CascadeError> {
     let size = |(width, height): (u32, u32)| ImageSize { width, height };
-    let native = request.picture.unwrap_or(size(model.native[0]));
+    if let Some(base) = request.base {
+        Cascade::check(base, model.latent_factor)?;
+    }
+    let start = request.picture.or(request.base);
+    let native = start.unwrap_or(size(model.native[0]));
     if request.width.is_none() && request.height.is_none() {
         let scale = request.scale.or(request.stages.last().copied()).unwrap_or(model.default_scale);
         if !(scale.is_finite() && scale >= 1.0) {
@@ -161,7 +190,6 @@ fn base_and_target(
         }
         return Ok((native, scaled(native, scale, model.latent_factor)));
     }
-    let aspect = |s: ImageSize| f64::from(s.width) / f64::from(s.height);
     let other = |side: u32, factor: f64| scaled_side(f64::from(side) * factor, model.latent_factor);
     let target = match (request.width, request.height) {
         (Some(width), Some(height)) => ImageSize { width, height },
@@ -170,9 +198,12 @@ fn base_and_target(
         (None, None) => unreachable!("handled above"),
     };
     Cascade::check(target, model.latent_factor)?;
-    let distance = |s: &ImageSize| (aspect(*s).ln() - aspect(target).ln()).abs();
-    let nearest = model.native.iter().map(|&s| size(s)).min_by(|a, b| distance(a).total_cmp(&distance(b)));
-    Ok((request.picture.or(nearest).unwrap_or(native), target))
+    Ok((start.unwrap_or_else(|| base::choose(target, &model, !request.native_base)), target))
+}
+
+/// Width against height.
+fn aspect(size: ImageSize) -> f64 {
+    f64::from(size.width) / f64::from(size.height)
 }
 
 fn on_grid(side: &'static str, value: u32, factor: u32) -> Result<(), CascadeError> {
@@ -229,12 +260,15 @@ fn doubling(scale: f64) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    const SDXL: &[(u32, u32)] =
-        &[(1024, 1024), (1152, 896), (896, 1152), (1216, 832), (1344, 768), (768, 1344)];
+    pub(super) const SDXL: &[(u32, u32)] =
+        &[(1024, 1024), (1152, 896), (896, 1152), (1216, 832), (1344, 768), (768, 1344), (1536, 640)];
+
+    pub(super) fn sdxl() -> ModelSizes<'static> {
+        ModelSizes { native: SDXL, latent_factor: 8, default_scale: 4.0 }
+    }
 
     fn resolve(request: SizeRequest) -> Result<Vec<(u32, u32)>, String> {
-        let model = ModelSizes { native: SDXL, latent_factor: 8, default_scale: 4.0 };
-        let cascade = Cascade::resolve(&request, model).map_err(|e| e.to_string())?;
+        let cascade = Cascade::resolve(&request, sdxl()).map_err(|e| e.to_string())?;
         Ok([cascade.base].into_iter().chain(cascade.upscales).map(|s| (s.width, s.height)).collect())
     }
 
@@ -275,6 +309,39 @@ mod tests {
         let picture = Some(ImageSize { width: 641, height: 480 });
         let request = SizeRequest { picture, ..by_scale(2.0) };
         assert_eq!(resolve(request).unwrap(), [(641, 480), (1280, 960)]);
+    }
+
+    #[test]
+    fn a_panorama_keeps_its_aspect_from_the_base_on() {
+        assert_eq!(
+            resolve(by_size(32768, 4096)).unwrap(),
+            [(8192, 1024), (16384, 2048), (32768, 4096)],
+            "a strip of the native height"
+        );
+        assert_eq!(resolve(by_size(2048, 8192)).unwrap(), [(512, 2048), (1024, 4096), (2048, 8192)]);
+        // Smaller than any base of its aspect: it is its own base.
+        assert_eq!(resolve(by_size(2048, 256)).unwrap(), [(2048, 256)]);
+        let cut = SizeRequest { native_base: true, ..by_size(8192, 1024) };
+        assert_eq!(resolve(cut).unwrap()[0], (1536, 640));
+    }
+
+    #[test]
+    fn a_base_can_be_given() {
+        let base = |width, height| Some(ImageSize { width, height });
+        let scaled = SizeRequest { base: base(2048, 1024), ..by_scale(2.0) };
+        assert_eq!(resolve(scaled).unwrap(), [(2048, 1024), (4096, 2048)]);
+        let sized = SizeRequest { base: base(1024, 512), ..by_size(2048, 1024) };
+        assert_eq!(resolve(sized).unwrap(), [(1024, 512), (2048, 1024)]);
+        let alone = SizeRequest { base: base(1024, 512), ..by_size(1024, 512) };
+        assert_eq!(resolve(alone).unwrap(), [(1024, 512)]);
+        let larger = SizeRequest { base: base(2048, 2048), ..by_size(1024, 1024) };
+        let error = resolve(larger).unwrap_err();
+        assert_eq!(
+            error,
+            "the base 2048x2048 is larger than the picture 1024x1024: give a smaller --base, or leave it out"
+        );
+        let off = SizeRequest { base: base(1000, 1001), ..by_scale(2.0) };
+        assert!(resolve(off).unwrap_err().contains("1001 is not a multiple of 8"));
     }
 
     #[test]
