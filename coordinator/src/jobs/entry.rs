@@ -12,7 +12,7 @@ use super::{JobChange, JobError};
 use crate::farm::Lane;
 use crate::render::{Live, StageBegin};
 use crate::spec::RenderSpec;
-use crate::store::{Claim, RenderRecord, StateRecord, Stored, Tallied};
+use crate::store::{Claim, RenderRecord, StateRecord, StoreError, Stored, Tallied};
 
 /// Over how many seconds the rate is measured.
 const RATE_SECONDS: f64 = 30.0;
@@ -30,6 +30,10 @@ pub(super) struct Entry {
     pub(super) runner: Option<JoinHandle<()>>,
     /// What keeps it waiting beside the workers, such as a store that is away; empty when nothing does.
     pub(super) trouble: String,
+    /// Whether that is the store.
+    pub(super) store_away: bool,
+    /// Patches of all stages; 0 until they are counted.
+    pub(super) patches_all: u64,
     /// Why its checkpoints are late; empty when they are not.
     pub(super) late: String,
     /// The right to write of it, once it was started.
@@ -64,6 +68,8 @@ impl Entry {
             lane: None,
             runner: None,
             trouble: String::new(),
+            store_away: false,
+            patches_all: 0,
             late: String::new(),
             claim: None,
             tallied: None,
@@ -78,7 +84,19 @@ impl Entry {
 
     pub(super) fn settle(&mut self, spec: RenderSpec, warnings: Vec<String>) {
         (self.spec, self.warnings) = (Some(spec), warnings);
+        self.untroubled();
+    }
+
+    /// The store or the scratch folder fails: it waits until that is mended.
+    pub(super) fn troubled(&mut self, error: &StoreError) {
+        self.trouble = error.to_string();
+        self.store_away = matches!(error, StoreError::Store { .. });
+    }
+
+    /// All is well again.
+    pub(super) fn untroubled(&mut self) {
         self.trouble.clear();
+        self.store_away = false;
     }
 
     /// Nothing more will happen.
@@ -86,7 +104,7 @@ impl Entry {
         (self.state, self.reason) = (state, reason);
         self.progress.phase.clear();
         self.progress.rate = 0.0;
-        self.trouble.clear();
+        self.untroubled();
         self.late.clear();
         self.lane = None;
         self.runner = None;
@@ -145,8 +163,10 @@ impl Entry {
         Ok(None)
     }
 
-    /// A stage begins, or is taken up; `later`: patches of the stages after it.
-    pub(super) fn stage(&mut self, begin: StageBegin, later: u64) {
+    /// A stage begins, or is taken up; `per_stage`: patches of every stage.
+    pub(super) fn stage(&mut self, begin: StageBegin, per_stage: &[u64]) {
+        self.patches_all = per_stage.iter().sum();
+        let later: u64 = per_stage.iter().skip(begin.stage as usize + 1).sum();
         self.recent.clear();
         let (patches, done) = (begin.patches as u64, begin.done as u64);
         self.progress = Progressed {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::Jobs;
+use super::entry::Entry;
 use crate::farm::{Lane, LaneOptions, TaskError};
 use crate::render::{Course, Live, Progress, RenderError, RenderInputs, Rendered, StageBegin, render_from};
 use crate::request::given_plans;
@@ -264,11 +265,11 @@ async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
             match attempt().await {
                 Err(error @ (StoreError::Store { .. } | StoreError::Scratch(_))) => {
                     tracing::warn!(id, %error, retry_in = ?RETRY, "the store is away");
-                    jobs.update(id, |entry| entry.trouble = error.to_string());
+                    jobs.update(id, |entry| entry.troubled(&error));
                     tokio::time::sleep(RETRY).await;
                 }
                 other => {
-                    jobs.update(id, |entry| entry.trouble.clear());
+                    jobs.update(id, Entry::untroubled);
                     return other.map_err(Ended::from);
                 }
             }
@@ -309,8 +310,7 @@ impl Progress for JobProgress<'_> {
 
     fn stage(&mut self, begin: StageBegin) {
         self.counted = begin.done as u64;
-        let later: u64 = self.per_stage.iter().skip(begin.stage as usize + 1).sum();
-        self.jobs.update(self.id, |entry| entry.stage(begin, later));
+        self.jobs.update(self.id, |entry| entry.stage(begin, &self.per_stage));
     }
 
     fn patches(&mut self, done: usize) {

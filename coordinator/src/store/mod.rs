@@ -45,6 +45,7 @@ mod keeper;
 pub mod manifest;
 mod open;
 mod outputs;
+mod picture_file;
 mod records;
 mod restore;
 
@@ -63,6 +64,7 @@ pub use keeper::{Closed, Found, KeepOptions, Keeper, KeeperStart, Tallied, Tally
 pub use manifest::BlobId;
 pub use open::{StoreUrlError, open, open_objects};
 pub use outputs::{Fetched, Outputs, Part, Piece, Told};
+pub use picture_file::PictureFile;
 pub use records::{InputPicture, RenderRecord, StateRecord, StoredState, VERSION};
 pub use restore::Restored;
 

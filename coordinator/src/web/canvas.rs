@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::pictures::Pictures;
+use super::pictures::{Pictures, unusable};
 use super::{Problem, TILE};
 use crate::farm::Underway;
 use crate::jobs::Jobs;
@@ -129,7 +129,7 @@ pub(super) async fn tile(
     match blocking(move || picture.tile(level, column, row)).await {
         Ok(tile) => Ok(tile),
         Err(ViewError::NoSuchTile { .. }) => Err(missing()),
-        Err(error) => Err(Problem(axum::http::StatusCode::BAD_GATEWAY, error.to_string())),
+        Err(error) => Err(unusable(id, error)),
     }
 }
 

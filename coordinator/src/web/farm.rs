@@ -5,23 +5,23 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::from_fn_with_state;
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use gigasmith_proto::domain::WorkerChange;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio_stream::StreamExt;
 
 use super::pictures::Pictures;
-use super::{Problem, assets, canvas, events, guard, status, tile_position};
+use super::{Problem, assets, canvas, download, edge, events, guard, status, tile_position};
 use crate::farm::{Farm, WorkerError};
 use crate::jobs::{JobChange, JobError, Jobs};
 use crate::metrics::Present;
 use crate::net::auth::Gate;
-use crate::store::Part;
+use crate::store::StoreError;
 
 /// Between two states that the pages are told, and between two canvases.
 const STATE_EVERY: Duration = Duration::from_millis(500);
@@ -78,8 +78,9 @@ pub fn routes(pages: FarmPages, gate: Gate) -> Router {
         .route("/api/renders/{id}/events", get(canvas_events))
         .route("/api/renders/{id}/tiles/{version}/{level}/{name}", get(tile))
         .route("/api/renders/{id}/picture", get(picture))
+        .route("/api/renders/{id}/settings", get(settings))
         .route("/api/renders/{id}/{change}", post(change_render))
-        .route("/api/workers/{name}/{change}", post(change_worker))
+        .route("/api/workers/{change}", post(change_worker))
         .layer(from_fn_with_state(gate.clone(), guard::check))
         .with_state(pages.clone());
     let open = Router::new()
@@ -90,8 +91,9 @@ pub fn routes(pages: FarmPages, gate: Gate) -> Router {
     let door = Router::new()
         .route("/api/mode", get(guard::mode))
         .route("/api/login", post(guard::login))
+        .layer(Extension(guard::Guesses::default()))
         .with_state(gate);
-    open.merge(ready).merge(door).merge(guarded)
+    open.merge(ready).merge(door).merge(guarded).layer(from_fn(edge::edge))
 }
 
 /// What is neither a page nor a call that we know.
@@ -99,7 +101,7 @@ pub async fn fallback(headers: HeaderMap) -> Response {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
     match kind.starts_with("application/grpc") {
         true => tonic::Status::unimplemented("this program has no such call").into_http::<Body>(),
-        false => Problem::missing("there is no such page").into_response(),
+        false => edge::finish(Problem::missing("there is no such page").into_response()),
     }
 }
 
@@ -165,8 +167,7 @@ async fn canvas_events(
                 Ok(canvas) => Some(canvas),
                 // It was removed.
                 Err(problem) if problem.0 == StatusCode::NOT_FOUND => None,
-                Err(problem) => {
-                    tracing::warn!(id, reason = problem.1, "a picture cannot be shown");
+                Err(_) => {
                     tokio::time::sleep(TROUBLE).await;
                     Some(Value::Null)
                 }
@@ -187,22 +188,25 @@ async fn tile(
     Ok(([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, cache)], bytes).into_response())
 }
 
-/// The finished file; of Deep Zoom, which is many files, the command that fetches it.
-async fn picture(State(pages): State<FarmPages>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let fetched = pages.jobs.fetch(&id, Part::Picture).await.map_err(problem)?;
-    let extension = fetched.kind.map_or("png", |kind| kind.extension());
-    if extension == "dzi" {
-        let reason = format!("a Deep Zoom picture has many files: `gigasmith fetch {id}` gets them");
-        return Err(Problem(StatusCode::CONFLICT, reason));
+/// The finished file, or a part of it; of Deep Zoom, which is many files, the command that fetches it.
+async fn picture(
+    State(pages): State<FarmPages>,
+    Path(id): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    match pages.jobs.picture_file(&id).await.map_err(problem)? {
+        Some(file) => download::answer(&id, &file, &method, &headers).await,
+        None => {
+            let reason = format!("a Deep Zoom picture has many files: `gigasmith fetch {id}` gets them");
+            Err(Problem(StatusCode::CONFLICT, reason))
+        }
     }
-    let kind = if extension == "tif" { "image/tiff" } else { "image/png" };
-    let headers = [
-        (header::CONTENT_TYPE, kind.to_owned()),
-        (header::CONTENT_LENGTH, fetched.total.to_string()),
-        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.{extension}\"")),
-    ];
-    let pieces = fetched.pieces.map(|piece| piece.map(|piece| piece.bytes));
-    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+async fn settings(State(pages): State<FarmPages>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+    let (request, spec) = pages.jobs.settings(&id).map_err(problem)?;
+    Ok(Json(status::settings(request, spec)))
 }
 
 async fn change_render(
@@ -216,12 +220,19 @@ async fn change_render(
         other => return Err(Problem::missing(format!("a render cannot `{other}`"))),
     };
     let changed = pages.jobs.change(&id, change).await.map_err(problem)?;
-    Ok(Json(status::render(&changed)))
+    Ok(Json(status::render(&changed, &pages.jobs.beside())))
+}
+
+/// A worker, in a body: its name may be anything, and an address cannot hold everything.
+#[derive(Debug, Deserialize)]
+struct Named {
+    name: String,
 }
 
 async fn change_worker(
     State(pages): State<FarmPages>,
-    Path((name, change)): Path<(String, String)>,
+    Path(change): Path<String>,
+    Json(Named { name }): Json<Named>,
 ) -> Result<Json<Value>, Problem> {
     let change = match change.as_str() {
         "drain" => WorkerChange::Drain,
@@ -238,10 +249,17 @@ async fn change_worker(
 
 fn problem(error: JobError) -> Problem {
     let code = match &error {
+        JobError::Store(error @ StoreError::Store { .. }) => return download::away(error),
+        JobError::NotStored(error) => {
+            tracing::warn!(%error, "a change is not stored yet");
+            let said = "the change is made, but could not be stored yet, which goes on being tried; the \
+                        coordinator's log says why";
+            return Problem(StatusCode::SERVICE_UNAVAILABLE, said.to_owned());
+        }
         JobError::Unknown(_) => StatusCode::NOT_FOUND,
         JobError::State { .. } => StatusCode::CONFLICT,
         JobError::Request(_) | JobError::Name(_) => StatusCode::BAD_REQUEST,
-        JobError::Store(_) | JobError::NotStored(_) => StatusCode::SERVICE_UNAVAILABLE,
+        JobError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         JobError::Bug(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     Problem(code, error.to_string())

@@ -7,6 +7,9 @@
 
 mod assets;
 mod canvas;
+mod conditional;
+mod download;
+mod edge;
 mod events;
 mod farm;
 mod guard;

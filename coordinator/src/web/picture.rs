@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::canvas::blocking;
-use super::{Problem, assets, guard, tile_position, version};
+use super::{Problem, assets, edge, guard, tile_position, version};
 use crate::net::auth::Gate;
 use crate::view::{TileSource, ViewError};
 
@@ -36,6 +36,7 @@ pub fn routes(picture: Arc<dyn TileSource>, bytes: Option<u64>) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .merge(guarded)
         .fallback(async || Problem::missing("there is no such page"))
+        .layer(from_fn(edge::edge))
 }
 
 async fn describe(State(shown): State<Shown>) -> Json<Value> {

@@ -30,7 +30,7 @@ impl Pictures {
         jobs: &Jobs,
         id: &str,
     ) -> Result<Option<(u64, Arc<dyn TileSource>)>, Problem> {
-        let unusable = |e: String| Problem(StatusCode::BAD_GATEWAY, e);
+        let unusable = |e: String| unusable(id, e);
         let Some(unique) = jobs.finished(id) else { return Ok(None) };
         let version = finished_version(&unique);
         let opening = self.opening(version);
@@ -59,4 +59,11 @@ impl Pictures {
         }
         found.1
     }
+}
+
+/// A picture that cannot be read. Why is in the log: it tells of the store's insides.
+pub(super) fn unusable(id: &str, reason: impl std::fmt::Display) -> Problem {
+    tracing::warn!(id, %reason, "a picture cannot be shown");
+    let said = format!("the picture of {id} cannot be read; the coordinator's log says why");
+    Problem(StatusCode::BAD_GATEWAY, said)
 }

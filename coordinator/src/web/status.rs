@@ -1,27 +1,40 @@
 //! Renders and workers as the pages are told of them.
 
+use std::collections::BTreeMap;
+
 use gigasmith_proto::domain::{RenderStatus, WorkerStatus};
 use serde_json::{Value, json};
 
 use super::version;
 use crate::farm::Farm;
-use crate::jobs::Jobs;
+use crate::jobs::{Beside, Jobs};
+use crate::output::Settings;
+use crate::request::RenderRequest;
+use crate::spec::RenderSpec;
 
-/// Characters of a prompt that are shown.
+/// Characters of a prompt in the list; [`settings`] has all of it.
 const PROMPT: usize = 500;
 
 /// Everything, as JSON.
 pub(super) async fn state(jobs: &Jobs, farm: &Farm) -> Value {
-    let renders: Vec<Value> = jobs.statuses().await.iter().map(render).collect();
+    let (statuses, beside) = (jobs.statuses().await, jobs.beside());
+    let renders: Vec<Value> = statuses.iter().map(|status| render(status, &beside)).collect();
     let workers: Vec<Value> = farm.workers().await.iter().map(worker).collect();
     json!({ "renders": renders, "workers": workers, "version": version() })
 }
 
 /// A render. Ages are rounded, so that a render at rest stays the same.
-pub(super) fn render(status: &RenderStatus) -> Value {
+pub(super) fn render(status: &RenderStatus, beside: &BTreeMap<String, Beside>) -> Value {
     let mut value = serde_json::to_value(status).expect("a status is plain data");
     if let Some((cut, _)) = status.prompt.char_indices().nth(PROMPT) {
         value["prompt"] = json!(format!("{}…", &status.prompt[..cut]));
+    }
+    let beside = beside.get(&status.id).copied().unwrap_or_default();
+    value["patches_all"] = json!(beside.patches_all);
+    value["store_away"] = json!(beside.store_away);
+    if beside.store_away {
+        // The store's own words are for the log and for `gigasmith status`.
+        value["reason"] = json!("the store does not answer; the render goes on when it is back");
     }
     value["seconds_left"] = json!(status.seconds_left());
     value["checkpoint"] = match status.checkpoint {
@@ -29,6 +42,18 @@ pub(super) fn render(status: &RenderStatus) -> Value {
         Some(c) => json!({ "age": (c.age / 5.0).round() * 5.0, "bytes": c.bytes }),
     };
     value
+}
+
+/// How a render is made: as it stands in its picture, or, until the model is known, as it was asked for.
+pub(super) fn settings(request: RenderRequest, spec: Option<RenderSpec>) -> Value {
+    let (prompt, negative) = (request.prompt.clone(), request.negative_prompt.clone());
+    let settled = spec.map(Settings::new);
+    json!({
+        "prompt": settled.as_ref().map_or(prompt, |s| s.spec.prompt.clone()),
+        "negative_prompt": settled.as_ref().map_or(negative, |s| s.spec.negative_prompt.clone()),
+        "parameters": settled.as_ref().map(Settings::to_parameters),
+        "settings": settled.map_or_else(|| json!(request), |settled| json!(settled)),
+    })
 }
 
 /// A worker.

@@ -5,9 +5,12 @@
 #[path = "../farm/process.rs"]
 mod process;
 
+mod browser;
+mod edge;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -96,6 +99,18 @@ fn event(url: &str, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     panic!("the stream ended");
 }
 
+/// Tells a worker something, as the pages do.
+fn change_worker(url: &str, change: &str, name: &str) -> Answer {
+    let headers = ["X-Gigasmith: 1", "Content-Type: application/json"];
+    ask(
+        url,
+        "POST",
+        &format!("/api/workers/{change}"),
+        &headers,
+        &serde_json::json!({ "name": name }).to_string(),
+    )
+}
+
 fn submit(coordinator: &Coordinator, name: &str, more: &[&str]) {
     let settings = ["submit", "-q", "-p", "a fox", "--steps", "6", "--stages", "2,4", "--name", name];
     coordinator.told(&[&settings[..], more].concat());
@@ -125,7 +140,7 @@ fn a_render_is_seen_from_its_first_patch_to_its_picture() {
     let change = |path: &str| ask(&url, "POST", path, &["X-Gigasmith: 1"], "");
     assert_eq!(change("/api/renders/fox/pause").json()["state"], "paused");
     assert_eq!(change("/api/renders/fox/continue").json()["state"], "running");
-    assert_eq!(change("/api/workers/slow/drain").code, 200);
+    assert_eq!(change_worker(&url, "drain", "slow").code, 200);
     coordinator.until_done("fox");
     let picture = event(&url, "/api/renders/fox/events", |c| c["kind"] == "picture");
     assert_eq!(picture["cells"], Value::Null);
@@ -274,61 +289,4 @@ fn finished_pictures_of_every_format_are_shown() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(code) && said.contains(word), "{wrong}: {said}");
     }
-}
-
-/// The script that drives a browser, if a browser, Node.js and its module are here.
-fn browser() -> Result<(PathBuf, PathBuf), String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/browser");
-    if !folder.join("node_modules/playwright-core").is_dir() {
-        return Err("`npm ci` in tests/browser was not run".to_owned());
-    }
-    let found = |name: &str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).map(|p| p.join(name)).find(|p| p.is_file())
-    };
-    let chromium = std::env::var_os("CHROMIUM").map(PathBuf::from);
-    let chromium =
-        chromium.or_else(|| ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(found));
-    let chromium = chromium.ok_or("there is no Chromium: install it, or set CHROMIUM")?;
-    found("node").ok_or("there is no Node.js")?;
-    Ok((folder.join("pages.mjs"), chromium))
-}
-
-#[test]
-#[allow(clippy::print_stderr)]
-fn the_pages_work_in_a_browser() {
-    let (script, chromium) = match browser() {
-        Ok(found) => found,
-        Err(reason) => return eprintln!("skipped: {reason}"),
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let drive = |url: &str, args: &[&str]| {
-        let output = Command::new("node")
-            .arg(&script)
-            .args([url, folder.path().to_str().unwrap()])
-            .args(args)
-            .env("CHROMIUM", &chromium)
-            .output()
-            .expect("node starts");
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{args:?}\n{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let coordinator = Coordinator::start(&["--checkpoint-every", "1s"]);
-    let model = "synthetic:side=64,latency=60";
-    let _workers = ["rack-1", "rack-2", "rack-3"].map(|name| coordinator.worker(model, name));
-    let size = ["--model", "synthetic:side=64", "--width", "4096", "--height", "4096", "--steps", "30"];
-    submit_sized(&coordinator, "mountains", &size);
-    coordinator.until(&["status", "mountains"], |s| s["patches_done"].as_u64() > Some(2));
-    drive(&coordinator.url, &["--farm", "--render", "mountains", "--worker", "rack-2"]);
-    coordinator.told(&["cancel", "mountains"]);
-
-    render(folder.path(), "a.dzi");
-    let (_shown, url) = view(folder.path(), "a.dzi");
-    drive(&url, &["--picture"]);
-}
-
-fn submit_sized(coordinator: &Coordinator, name: &str, size: &[&str]) {
-    let settings = ["submit", "-q", "-p", "mountains with a lake", "--name", name];
-    coordinator.told(&[&settings[..], size].concat());
-    std::thread::sleep(Duration::from_millis(50));
 }

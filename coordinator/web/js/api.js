@@ -3,15 +3,22 @@
 /** Set by the entry point: called when a request is answered with 401. */
 export const hooks = { loginNeeded: () => {} };
 
+/** Milliseconds for an answer. */
+const PATIENCE = 15000;
+
 async function request(path, options) {
   let answer;
+  let text;
   try {
-    answer = await fetch(path, { credentials: "same-origin", cache: "no-store", ...options });
-  } catch {
-    throw new Error("the server does not answer");
+    const signal = AbortSignal.timeout(PATIENCE);
+    answer = await fetch(path, { credentials: "same-origin", cache: "no-store", signal, ...options });
+    text = await answer.text();
+  } catch (error) {
+    if (error.name !== "TimeoutError") throw new Error("the server does not answer");
+    const unknown = options.method ? "; whether it was done shows here once it is back" : "";
+    throw new Error(`the server has not answered for ${PATIENCE / 1000} seconds${unknown}`);
   }
   if (answer.status === 401 && path !== "/api/login") hooks.loginNeeded();
-  const text = await answer.text();
   let body = null;
   try {
     body = text ? JSON.parse(text) : null;
@@ -41,7 +48,9 @@ export const paths = {
   render: (id) => `#/renders/${named(id)}`,
   renderEvents: (id) => `/api/renders/${named(id)}/events`,
   picture: (id) => `/api/renders/${named(id)}/picture`,
+  settings: (id) => `/api/renders/${named(id)}/settings`,
 };
 
 export const changeRender = (id, change) => post(`/api/renders/${named(id)}/${change}`);
-export const changeWorker = (name, change) => post(`/api/workers/${named(name)}/${change}`);
+/** A worker's name may be anything, and an address cannot hold everything: `..` in one names its parent. */
+export const changeWorker = (name, change) => post(`/api/workers/${change}`, { name });
