@@ -1,8 +1,10 @@
 // A server with the interface of the pages and nothing behind it. Needs nothing but node.
 //
-//   node mock.mjs [--picture] [--empty] [--port 7480] [--pace 1] [--token TOKEN]
+//   node mock.mjs [--picture] [--empty] [--odd] [--port 7480] [--pace 1] [--token TOKEN]
 //
-// --pace 0.2 makes the mock's workers five times faster.
+// --pace 0.2 makes the mock's workers five times faster. --odd: renders and workers with names and texts that a page
+// must cope with. POST /mock/tiles?how=ok|500|404|cut|stall|junk says what becomes of tiles from now on: `cut` breaks
+// the connection in the middle, `stall` never answers, `junk` sends what is no image. GET /mock/stalled never answers.
 
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
@@ -15,6 +17,7 @@ const { values: options } = parseArgs({
   options: {
     picture: { type: "boolean", default: false },
     empty: { type: "boolean", default: false },
+    odd: { type: "boolean", default: false },
     port: { type: "string", default: "7480" },
     pace: { type: "string", default: "1" },
     token: { type: "string" },
@@ -29,7 +32,9 @@ const TYPES = {
   ".txt": "text/plain",
   ".md": "text/plain",
 };
-const POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'";
+const POLICY =
+  "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='; object-src 'none'";
+const PING_EVERY = 5000;
 const COOKIE = "gigasmith-mock=1";
 const PICTURE = {
   name: "harbour.tif",
@@ -52,7 +57,9 @@ const PICTURE = {
   },
 };
 
-const farm = new MockFarm(Number(options.pace));
+const farm = new MockFarm(Number(options.pace), options.odd);
+/** What becomes of tiles. */
+let tiles = "ok";
 if (options.empty) Object.assign(farm, { state: () => ({ renders: [], workers: [], version: "gigasmith 0.1.0" }) });
 const followers = new Set();
 
@@ -66,7 +73,12 @@ function stream(request, answer, event, every, next) {
   answer.writeHead(200, { "Content-Type": "text/event-stream", "Cache-Control": "no-store" });
   const follower = {
     due: 0,
+    ping: 0,
     send(now) {
+      if (now >= follower.ping) {
+        follower.ping = now + PING_EVERY;
+        answer.write("event: ping\ndata: {}\n\n");
+      }
       if (now < follower.due) return;
       const data = next();
       if (data === null) return;
@@ -110,8 +122,20 @@ async function file(answer, name) {
 
 function png(answer, image) {
   if (!image) return json(answer, 404, { error: "there is no such tile" });
-  answer.writeHead(200, { "Content-Type": "image/png", "Cache-Control": "no-cache" });
+  const head = { "Content-Type": "image/png", "Cache-Control": "no-cache", "Content-Length": image.length };
+  answer.writeHead(200, head);
   answer.end(image);
+}
+
+/** A tile, or what becomes of it. */
+function sendTile(answer, make) {
+  if (tiles === "ok") return png(answer, make());
+  if (tiles === "stall") return undefined;
+  if (tiles === "500" || tiles === "404") return json(answer, Number(tiles), { error: "as it was told" });
+  const image = make();
+  answer.writeHead(200, { "Content-Type": "image/png", "Content-Length": image.length });
+  if (tiles === "junk") return answer.end(Buffer.alloc(image.length, 7));
+  return answer.write(image.subarray(0, image.length / 2), () => answer.destroy());
 }
 
 async function bodyOf(request) {
@@ -127,21 +151,19 @@ async function act(request, answer, path) {
     answer.setHeader("Set-Cookie", `${COOKIE}; HttpOnly; SameSite=Strict; Path=/`);
     return json(answer, 204);
   }
-  const match = /^\/api\/(renders|workers)\/([^/]+)\/(\w+)$/.exec(path);
-  if (!match) return json(answer, 404, { error: "there is no such thing" });
-  const [, kind, name, what] = match;
-  const known = kind === "renders" ? ["pause", "continue", "cancel"] : ["drain", "disable", "enable"];
-  if (!known.includes(what)) return json(answer, 404, { error: `${what} is not a change` });
-  return json(
-    answer,
-    ...(kind === "renders"
-      ? farm.changeRender(decodeURIComponent(name), what)
-      : farm.changeWorker(decodeURIComponent(name), what)),
-  );
+  const [, worker] = /^\/api\/workers\/(drain|disable|enable)$/.exec(path) ?? [];
+  if (worker) return json(answer, ...farm.changeWorker((await bodyOf(request)).name, worker));
+  const [, id, what] = /^\/api\/renders\/([^/]+)\/(pause|continue|cancel)$/.exec(path) ?? [];
+  if (!id) return json(answer, 404, { error: "there is no such thing" });
+  return json(answer, ...farm.changeRender(decodeURIComponent(id), what));
 }
 
 function readRender(request, answer, path) {
   const [, id, rest] = /^\/api\/renders\/([^/]+)\/(.+)$/.exec(path) ?? [];
+  if (rest === "settings") {
+    const settings = farm.settings(decodeURIComponent(id));
+    return settings ? json(answer, 200, settings) : json(answer, 404, { error: `there is no render ${id}` });
+  }
   const one = id && farm.canvasOf(decodeURIComponent(id));
   if (!one) return json(answer, 404, { error: "there is nothing to see yet" });
   if (rest === "canvas") return json(answer, 200, one.canvas(null));
@@ -149,11 +171,16 @@ function readRender(request, answer, path) {
   if (rest === "picture") return png(answer, tile(one.spec(), one.spec().max_level - 2, 0, 0));
   const match = /^tiles\/(\d+)\/(\d+)\/(\d+)_(\d+)$/.exec(rest);
   if (!match || Number(match[1]) !== one.version) return json(answer, 404, { error: "there is no such tile" });
-  return png(answer, tile(one.spec(), Number(match[2]), Number(match[3]), Number(match[4]), one.noise()));
+  return sendTile(answer, () => tile(one.spec(), Number(match[2]), Number(match[3]), Number(match[4]), one.noise()));
 }
 
 async function serve(request, answer) {
-  const { pathname: path } = new URL(request.url, "http://mock");
+  const { pathname: path, searchParams } = new URL(request.url, "http://mock");
+  if (path === "/mock/stalled") return undefined;
+  if (path === "/mock/tiles") {
+    tiles = searchParams.get("how");
+    return json(answer, 204);
+  }
   const stranger = options.token !== undefined && !(request.headers.cookie ?? "").includes(COOKIE);
   if (path === "/") return file(answer, "index.html");
   if (path.startsWith("/assets/")) return file(answer, path.slice("/assets/".length));
@@ -167,7 +194,7 @@ async function serve(request, answer) {
   if (request.method === "POST") return act(request, answer, path);
   if (path === "/api/picture" && options.picture) return json(answer, 200, PICTURE);
   const match = /^\/api\/picture\/tiles\/(\d+)\/(\d+)_(\d+)$/.exec(path);
-  if (match) return png(answer, tile(PICTURE, ...match.slice(1).map(Number)));
+  if (match) return sendTile(answer, () => tile(PICTURE, ...match.slice(1).map(Number)));
   if (path === "/api/state") return json(answer, 200, farm.state());
   if (path === "/api/events") {
     let last = "";
@@ -186,6 +213,7 @@ setInterval(() => {
   farm.advance();
   for (const follower of followers) follower.send(Date.now());
 }, 100);
-createServer((request, answer) =>
+const server = createServer((request, answer) =>
   serve(request, answer).catch((error) => json(answer, 500, { error: error.message })),
-).listen(Number(options.port), "127.0.0.1", () => console.log(`http://127.0.0.1:${options.port}/`));
+);
+server.listen(Number(options.port), "127.0.0.1", () => console.log(`http://127.0.0.1:${server.address().port}/`));

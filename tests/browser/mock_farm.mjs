@@ -4,6 +4,8 @@ const STEPS = 30;
 const SIDE = 256;
 const TILE = 256;
 const STAGES = [1024, 2048, 4096];
+/** Patches of every stage: one that covers the base, then four by four cells each. */
+const PATCHES = STAGES.map((size) => Math.max(1, size / SIDE / 4) ** 2 * STEPS);
 
 /** A render whose canvas grows: each step of a stage is done patch by patch, in disorder. */
 class Growing {
@@ -93,8 +95,9 @@ class Growing {
   nextStage() {
     this.version += 1;
     this.changed += 1;
+    this.began = Date.now();
     if (this.kind === "tiles") {
-      Object.assign(this, { kind: "picture", state: "done" });
+      Object.assign(this, { kind: "picture", state: "done", flights: [] });
     } else if (this.stage + 1 < STAGES.length) {
       this.enter(this.stage + 1);
     } else {
@@ -147,10 +150,7 @@ class Growing {
     const steps = this.kind === "tiles" ? 1 : STEPS;
     const all = Math.round((this.cells.length * steps) / patch);
     const done = Math.round(this.cells.reduce((a, b) => a + b, 0) / patch);
-    const later = STAGES.slice(this.stage + 1).reduce(
-      (sum, size) => sum + Math.max(1, size / SIDE / 4) ** 2 * STEPS,
-      0,
-    );
+    const later = PATCHES.slice(this.stage + 1).reduce((sum, patches) => sum + patches, 0);
     const helpers = workers.filter((one) => one.takes).length;
     const rate = this.state === "running" ? 3.2 : 0;
     const left = this.state === "done" ? 0 : this.kind === "tiles" ? 0 : all - done + later;
@@ -173,6 +173,9 @@ class Growing {
       tiles: decoding ? all : 0,
       rate,
       patches_left: left,
+      patches_all: PATCHES.reduce((sum, patches) => sum + patches, 0),
+      store_away: false,
+      format: "tif",
       seconds_left: rate ? left / rate : null,
       workers: helpers,
       reason: this.state === "running" && helpers === 0 ? "no worker can take its tasks" : this.reason,
@@ -200,6 +203,9 @@ const still = (id, state, more) => ({
   tiles: 0,
   rate: 0,
   patches_left: 0,
+  patches_all: 0,
+  store_away: false,
+  format: "png",
   seconds_left: null,
   workers: 0,
   reason: "",
@@ -225,8 +231,14 @@ const crew = (name, state, more) => ({
   ...more,
 });
 
+/** Names and texts that nobody should use, and somebody does. */
+const ODD = {
+  prompt: `first line\nsecond line: \u202egnp.exe\u202c and \u05e9\u05dc\u05d5\u05dd <i>markup</i>\n${"a long description of very many things, ".repeat(30)}THE END`,
+  workers: ["..", ".", "a/b?c#d%2e%", "\u202egpu", "<b>bold</b>", "\u05de\u05db\u05d5\u05e0\u05d4", "a b\tc", "x".repeat(90)],
+};
+
 export class MockFarm {
-  constructor(pace) {
+  constructor(pace, odd = false) {
     this.pace = pace;
     this.growing = new Growing(
       "harbour",
@@ -245,6 +257,7 @@ export class MockFarm {
         patches_done: 311,
         patches: 750,
         patches_left: 3211,
+        patches_all: 4100,
         reason: "paused: patch 312 failed on 3 workers (out of memory)",
         warnings: ["the store has been away for 4 minutes: checkpoints are late"],
         checkpoint: { age: 262, bytes: 88123456 },
@@ -263,6 +276,8 @@ export class MockFarm {
         stage: 1,
         reason: "the decoder's answer has a wrong shape: 3x512x511",
       }),
+      still("dunes", "done", { prompt: "dunes", format: "dzi", stage: 2 }),
+      still("glacier", "running", { prompt: "a glacier", store_away: true, reason: "the store does not answer" }),
       still("test-3", "cancelled", { prompt: "test", reason: "cancelled by a person" }),
     ];
     this.workers = [
@@ -289,6 +304,24 @@ export class MockFarm {
       crew("rack-9", "blocked", { failed: 5, done: 12, reason: "five failures in a row; the last: device lost" }),
       crew("rack-10", "silent", { silent_for: 41, seconds_per_task: 0.9, reason: "nothing heard for 41 s" }),
     ];
+    if (odd) this.beOdd();
+  }
+
+  beOdd() {
+    this.others.push(still("odd", "running", { prompt: `${ODD.prompt.slice(0, 500)}…` }));
+    this.workers = ODD.workers.map((name) => crew(name, "idle", { device: "cpu/f32", numeric_class: "cpu/f32" }));
+  }
+
+  settings(id) {
+    const render = this.state().renders.find((one) => one.id === id);
+    if (!render) return null;
+    const prompt = id === "odd" ? ODD.prompt : render.prompt;
+    return {
+      prompt,
+      negative_prompt: "blurry",
+      parameters: `${prompt}\nNegative prompt: blurry\nSteps: 30, CFG scale: 7.5, Seed: ${render.seed}`,
+      settings: { spec: { prompt, seed: render.seed, steps: 30, guidance_scale: 7.5 } },
+    };
   }
 
   advance() {
@@ -322,7 +355,8 @@ export class MockFarm {
         ? this.growing
         : (this.others.find((one) => one.id === id) ?? (this.finished.id === id ? this.finished : null));
     if (!target) return [404, { error: `there is no render ${id}` }];
-    if (["done", "cancelled", "failed"].includes(target.state)) return [409, { error: `${id} is ${target.state}` }];
+    const goesOn = target.state === "failed" && what === "continue";
+    if (!goesOn && ["done", "cancelled", "failed"].includes(target.state)) return [409, { error: `${id} is ${target.state}` }];
     target.state = { pause: "paused", continue: "running", cancel: "cancelled" }[what];
     target.reason = { pause: "paused by a person", continue: "", cancel: "cancelled by a person" }[what];
     return [200, this.state().renders.find((one) => one.id === id)];

@@ -154,10 +154,15 @@ async function viewer(session) {
   await session.until("the f key fills the screen", full);
   await page.keyboard.press("f");
   await session.until("and leaves it again", async () => !(await full()));
-  const hidden = await page.locator(".navigator").isHidden();
+  const small = page.locator(".navigator");
+  session.check("the navigator covers nothing of a picture that fits", await small.isHidden());
+  await page.keyboard.press("1");
+  await session.until("it is there once the picture is larger than the view", () => small.isVisible());
   await page.keyboard.press("n");
-  session.check("the n key toggles the navigator", (await page.locator(".navigator").isHidden()) !== hidden);
+  session.check("the n key toggles the navigator", await small.isHidden());
   await page.keyboard.press("n");
+  await page.keyboard.press("0");
+  await settle(600);
   await page.mouse.move(600, 450);
   await page.mouse.wheel(0, -300);
   await session.until("the wheel zooms", async () => (await zoom()) > fitted * 1.05);
@@ -203,6 +208,12 @@ async function drain(session, name) {
   const row = page.locator(`.worker[data-name="${name}"]`);
   await row.waitFor();
   await row.locator("[data-action=drain]").click();
+  await session.until("draining asks first", () => page.locator("dialog[open]").isVisible());
+  await page.keyboard.press("Escape");
+  await settle(300);
+  session.check("Esc keeps the worker", (await row.getAttribute("data-state")) !== "draining");
+  await row.locator("[data-action=drain]").click();
+  await page.locator("dialog[open] button[value=yes]").click();
   await session.until(
     `${name} is draining or gone`,
     async () => (await row.count()) === 0 || ["draining", "offline"].includes(await row.getAttribute("data-state")),

@@ -1,5 +1,6 @@
 // A browser page under observation: what it asks for, what it complains about, and what was found to hold.
 
+import { spawn } from "node:child_process";
 import { accessSync, constants, mkdirSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { chromium } from "playwright-core";
@@ -24,10 +25,27 @@ function findChromium() {
   throw new Error("no Chromium on the PATH: install chromium, or set CHROMIUM to its path");
 }
 
+/** The mock as a process of its own, on a free port: `{base, child, tell(how), end()}`. */
+export async function startMock(...args) {
+  const program = join(import.meta.dirname, "mock.mjs");
+  const child = spawn(process.execPath, [program, "--port", "0", ...args], { stdio: ["ignore", "pipe", "inherit"] });
+  const base = await new Promise((resolve, reject) => {
+    child.stdout.once("data", (said) => resolve(said.toString().trim()));
+    child.once("exit", (code) => reject(new Error(`the mock ended with ${code}`)));
+  });
+  const tell = (how) => fetch(`${base}mock/tiles?how=${how}`, { method: "POST" });
+  return { base, child, tell, end: () => child.kill("SIGKILL") };
+}
+
+/** Options of the browser's network, as the DevTools protocol has them. */
+export const SLOW = { offline: false, latency: 400, downloadThroughput: 200e3, uploadThroughput: 200e3 };
+export const FAST = { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput: -1 };
+export const CUT = { ...FAST, offline: true };
+
 /** A tile of a version that was replaced while the request was under way is gone, and the browser logs that by itself. */
 const isOldTile = (message) =>
   (/Failed to load resource/.test(message.text()) && /\/tiles\//.test(message.location().url)) ||
-  /^Tile .* failed to load.* replaced$/.test(message.text());
+  /^Tile .* failed to load.* cancelled$/.test(message.text());
 /** So is a wrong token. */
 const isRefusal = (message) => /status of 401/.test(message.text()) && /\/api\/login/.test(message.location().url);
 
@@ -41,6 +59,10 @@ export class Session {
 
   constructor(browser, page, out) {
     Object.assign(this, { browser, page, out, requests: [], everything: [], complaints: [], failed: 0, passed: 0 });
+    // What a test brings about itself is no complaint: it sets this to a pattern.
+    this.expected = null;
+    // Where the pages come from; the first one that is asked unless given.
+    this.servers = new Set();
     const origin = (url) => /^https?:/.test(url);
     page.on("request", (request) => {
       if (!origin(request.url())) return;
@@ -48,6 +70,7 @@ export class Session {
       this.everything.push(request.url());
     });
     page.on("console", (message) => {
+      if (this.expected?.test(message.text())) return;
       if (["error", "warning"].includes(message.type()) && !isOldTile(message) && !isRefusal(message))
         this.complaints.push(`${message.text()} (${message.location().url})`);
     });
@@ -75,14 +98,20 @@ export class Session {
     this.check(holding ? name : `${name} (not within ${within / 1000} s)`, holding);
   }
 
+  /** Makes the network what it is told to be. */
+  async network(conditions) {
+    this.protocol ??= await this.page.context().newCDPSession(this.page);
+    await this.protocol.send("Network.emulateNetworkConditions", conditions);
+  }
+
   shot(name) {
     return this.page.screenshot({ path: join(this.out, `${name}.png`) });
   }
 
   /** Whether all held, including that nothing complained and nothing was asked of another server. */
   async close() {
-    const base = new URL(this.everything[0] ?? "http://nowhere").origin;
-    const foreign = this.everything.filter((url) => new URL(url).origin !== base);
+    if (this.servers.size === 0) this.servers.add(new URL(this.everything[0] ?? "http://nowhere").origin);
+    const foreign = this.everything.filter((url) => !this.servers.has(new URL(url).origin)).slice(0, 5);
     this.check(`nothing is asked of other servers ${foreign.join(" ")}`, foreign.length === 0);
     this.check(
       `no errors, warnings or violations of the content policy ${this.complaints.slice(0, 5).join("; ")}`,

@@ -17,7 +17,7 @@ impl Browser {
     /// The browser, if it, Node.js and its modules are here.
     fn find() -> Result<Self, String> {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/browser");
-        for module in ["playwright-core"] {
+        for module in ["playwright-core", "axe-core"] {
             if !scripts.join("node_modules").join(module).is_dir() {
                 return Err(format!("`npm ci` in tests/browser was not run: {module} is missing"));
             }
@@ -76,6 +76,20 @@ fn the_pages_work_in_a_browser() {
     render(folder.path(), "a.dzi");
     let (_shown, url) = view(folder.path(), "a.dzi");
     drive(&url, &["--picture"]);
+}
+
+#[test]
+fn the_pages_stand_whatever_network_and_server_do() {
+    let Some(browser) = Browser::get() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    browser.run("faults.mjs", &[folder.path().to_str().unwrap()]);
+}
+
+#[test]
+fn the_pages_cope_with_odd_cases_and_are_accessible() {
+    let Some(browser) = Browser::get() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    browser.run("details.mjs", &[folder.path().to_str().unwrap()]);
 }
 
 fn submit_sized(coordinator: &Coordinator, name: &str, size: &[&str]) {

@@ -1,10 +1,13 @@
 // What can be done with a render: the same buttons on the first page and on the render's own.
 
 import { changeRender, paths } from "./api.js";
-import { ask, note, perform } from "./dialogs.js";
+import { ask, copyButton, note, openDialog, perform } from "./dialogs.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { icon, setIcon } from "./icons.js";
 import { canContinue, canPause, isOver } from "./words.js";
+
+/** Where `gigasmith fetch` looks unless it is told. */
+const DEFAULT_COORDINATOR = "http://127.0.0.1:7464";
 
 async function change(farm, id, what) {
   farm.put("renders", "id", await changeRender(id, what));
@@ -27,8 +30,31 @@ async function cancel(farm, render, button) {
   if (yes) await perform(button, () => change(farm, render.id, "cancel"));
 }
 
-/** `{element, update(render)}` */
-export function renderActions(farm) {
+/** The command that fetches a picture of many files. */
+function fetchCommand(id) {
+  const place = location.origin === DEFAULT_COORDINATOR ? "" : ` --coordinator ${location.origin}`;
+  return `gigasmith fetch ${id} -o ${id}.dzi${place}`;
+}
+
+function showFetch(id) {
+  const command = fetchCommand(id);
+  openDialog(
+    `Fetch ${id}`,
+    h(
+      "div",
+      { class: "text" },
+      h("p", {}, "A Deep Zoom picture is a folder of tiles. This command fetches it:"),
+      h("pre", {}, h("code", {}, command)),
+      h("footer", {}, copyButton(() => command, "Copy the command")),
+    ),
+  );
+}
+
+/**
+ * `{element, update(render)}`. `home()`: what gets the focus when the button that has it goes away, because what it does
+ * was done.
+ */
+export function renderActions(farm, home = () => null) {
   let render = null;
   const pauseWord = h("span", {});
   const pause = h(
@@ -58,7 +84,13 @@ export function renderActions(farm) {
     icon("download"),
     h("span", {}, "Download"),
   );
-  const element = h("div", { class: "actions" }, pause, stop, fetch);
+  const command = h(
+    "button",
+    { type: "button", class: "small", data: { action: "fetch" }, on: { click: () => showFetch(render.id) } },
+    icon("download"),
+    h("span", {}, "Fetch…"),
+  );
+  const element = h("div", { class: "actions" }, pause, stop, fetch, command);
   function update(next) {
     render = next;
     const verb = canContinue(render) ? "Continue" : "Pause";
@@ -68,9 +100,14 @@ export function renderActions(farm) {
     setAttribute(stop, "aria-label", `Cancel ${render.id}`);
     setAttribute(fetch, "aria-label", `Download the picture of ${render.id}`);
     setAttribute(fetch, "href", paths.picture(render.id));
-    pause.hidden = isOver(render);
+    setAttribute(command, "aria-label", `How to fetch the picture of ${render.id}`);
+    const isMany = render.format === "dzi";
+    const held = element.contains(document.activeElement) ? document.activeElement : null;
+    pause.hidden = !canPause(render) && !canContinue(render);
     stop.hidden = isOver(render);
-    fetch.hidden = render.state !== "done";
+    fetch.hidden = render.state !== "done" || isMany;
+    command.hidden = render.state !== "done" || !isMany;
+    if (held?.hidden) ([...element.children].find((button) => !button.hidden) ?? home())?.focus();
   }
   return { element, update };
 }

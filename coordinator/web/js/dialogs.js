@@ -54,6 +54,8 @@ export function ask(title, text, yes, no = "Keep it") {
 }
 
 const LASTS = 6000;
+/** Milliseconds before a person is told that something takes its time. */
+const SLOW = 2000;
 const notes = h("div", { class: "notes", role: "status", "aria-live": "polite" });
 
 /** A note at the edge of the page, read out by screen readers. */
@@ -65,16 +67,40 @@ export function note(text, tone = "") {
   setTimeout(() => element.remove(), LASTS);
 }
 
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** Copies a text, and says whether that went well. */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    note("Copied");
+  } catch {
+    // Browsers allow it over https and on the loopback address only.
+    note("The browser does not allow copying here: select the text instead", "bad");
+  }
+}
+
+/** `text()`: what is copied. `label`: what screen readers say where the word alone does not tell; null where it does. */
+export const copyButton = (text, label, word = "Copy") =>
+  h(
+    "button",
+    { type: "button", class: "small", "aria-label": label, data: { action: "copy" }, on: { click: () => copy(text()) } },
+    icon("copy"),
+    h("span", {}, word),
+  );
+
 /** Does something on the server for a button: no second click meanwhile, and a note when it fails. */
 export async function perform(button, action) {
   if (button?.getAttribute("aria-disabled") === "true") return;
   // Not `disabled`, which would drop the focus.
   button?.setAttribute("aria-disabled", "true");
+  const slow = setTimeout(() => note("The coordinator has not answered yet; waiting…"), SLOW);
   try {
     await action();
   } catch (error) {
-    note(error.message, "bad");
+    note(sentence(error.message), "bad");
   } finally {
+    clearTimeout(slow);
     button?.removeAttribute("aria-disabled");
   }
 }

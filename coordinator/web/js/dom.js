@@ -1,5 +1,14 @@
 // Makes and changes DOM nodes. Text is only ever set as text, so nothing a server says can become markup.
 
+/** What shows nothing, and what changes the order in which text is read. */
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+
+/** The text with its hidden characters made visible, as `⟨U+202E⟩`: what is read is what is there. */
+export const visible = (text) =>
+  text
+    .replaceAll("\r\n", "\n")
+    .replace(HIDDEN, (hidden) => `⟨U+${hidden.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+
 /** An element: `h("button", {class: "x", on: {click}}, "text", node)`. Empty children are left out. */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -9,13 +18,14 @@ export function h(tag, properties = {}, ...children) {
     else if (name === "data") Object.assign(element.dataset, value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== ""));
+  const present = children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== "");
+  element.append(...present.map((child) => (typeof child === "string" ? visible(child) : child)));
   return element;
 }
 
 /** Sets a text only when it differs, so that selections and screen readers are left in peace. */
 export function setText(element, text) {
-  const wanted = text ?? "";
+  const wanted = visible(text ?? "");
   if (element.textContent !== wanted) element.textContent = wanted;
 }
 

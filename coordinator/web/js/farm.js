@@ -83,7 +83,8 @@ export function showFarm(shell, farm, focusOn) {
     waiting.hidden = Boolean(state);
     if (!state) return;
     const held = document.activeElement?.closest("li.render")?.dataset.id;
-    const ended = state.renders.filter(isOver);
+    // What ended last is what one looks for.
+    const ended = state.renders.filter(isOver).toReversed();
     const make = () => renderRow(farm);
     active.update(
       state.renders.filter((render) => !isOver(render)),
@@ -106,7 +107,7 @@ export function showFarm(shell, farm, focusOn) {
     );
     for (const render of state.renders) {
       if (!first && seen.get(render.id) !== render.state)
-        setText(spoken, `${render.id}: ${renderState(render.state).word}`);
+        setText(spoken, `${render.id}: ${renderState(render).word}`);
       seen.set(render.id, render.state);
     }
     // A render that ended moved to the other list, and took the focus with it.

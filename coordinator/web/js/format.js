@@ -52,10 +52,10 @@ export const ago = (seconds) =>
 export const pace = (seconds) =>
   seconds > 0 ? (seconds < 1 ? `${three.format(seconds * 1000)} ms/task` : `${three.format(seconds)} s/task`) : "";
 
-export function bytes(count) {
+export function bytes(value) {
   let power = 0;
-  while (power < BYTES.length - 1 && count >= 1000 ** (power + 1)) power += 1;
-  return BYTES[power].format(count / 1000 ** power);
+  while (power < BYTES.length - 1 && value >= 1000 ** (power + 1)) power += 1;
+  return power === 0 ? count(value, "byte", "bytes") : BYTES[power].format(value / 1000 ** power);
 }
 
 export const size = (width, height) => `${whole.format(width)} × ${whole.format(height)}`;

@@ -9,7 +9,10 @@ const stack = [];
 /** `bindings`: `{keys: ["j", "ArrowDown"], says: "Next", run(event)}`. Returns what removes them. */
 export function bindKeys(bindings) {
   stack.push(bindings);
-  return () => stack.splice(stack.indexOf(bindings), 1);
+  return () => {
+    const at = stack.indexOf(bindings);
+    if (at >= 0) stack.splice(at, 1);
+  };
 }
 
 const isTyping = (target) => target instanceof Element && target.closest("input, textarea, select, [contenteditable]");

@@ -1,31 +1,40 @@
 // A stream of server-sent events that says how it is: connecting, live or lost. It is closed while the page is hidden,
 // because browsers allow six connections a server and every open tab would hold one or two.
+//
+// The server pings. A stream that is silent for longer is lost, whatever the browser thinks of the connection: a server
+// that hangs and a network that swallows everything break no connection.
 
 import { get, hooks } from "./api.js";
 
+/** Milliseconds without a word after which a stream is lost: three pings. */
+const SILENCE = 15000;
 /** Milliseconds before a refused stream is asked for again: doubled each time, up to the second number. */
 const RETRY_AFTER = [2000, 30000];
 
 export class Stream {
   /** `onData(object)` for every event called `event`; `onStatus("connecting" | "live" | "lost")`. */
   constructor(path, event, onData, onStatus = () => {}) {
-    Object.assign(this, { path, event, onData, onStatus, source: null, timer: null, status: "", wait: RETRY_AFTER[0] });
+    Object.assign(this, { path, event, onData, onStatus, source: null, timer: null, watch: null });
+    Object.assign(this, { status: "", wait: RETRY_AFTER[0], closed: false });
     this.visibility = () => (document.hidden ? this.disconnect() : this.connect());
+    // Nothing is known of a network that was away; it is looked at once it is back.
+    this.online = () => this.status === "lost" && this.renew();
     document.addEventListener("visibilitychange", this.visibility);
+    addEventListener("online", this.online);
     this.connect();
   }
 
   connect() {
-    if (this.source) return;
+    if (this.source || this.closed || document.hidden) return;
+    clearTimeout(this.timer);
     this.setStatus("connecting");
     const source = new EventSource(this.path);
     this.source = source;
-    source.addEventListener("open", () => {
-      this.wait = RETRY_AFTER[0];
-      this.setStatus("live");
-    });
+    this.listen();
+    source.addEventListener("open", () => this.heard());
+    source.addEventListener("ping", () => this.heard());
     source.addEventListener(this.event, (message) => {
-      this.setStatus("live");
+      this.heard();
       this.onData(JSON.parse(message.data));
     });
     source.addEventListener("error", () => {
@@ -38,6 +47,26 @@ export class Stream {
     });
   }
 
+  heard() {
+    this.wait = RETRY_AFTER[0];
+    this.listen();
+    this.setStatus("live");
+  }
+
+  /** From now on something must be heard. */
+  listen() {
+    clearTimeout(this.watch);
+    this.watch = setTimeout(() => {
+      this.setStatus("lost");
+      this.renew();
+    }, SILENCE);
+  }
+
+  renew() {
+    this.disconnect();
+    this.connect();
+  }
+
   /** An event stream does not say why it was refused; the mode tells whether a token is needed by now. */
   async retry() {
     try {
@@ -45,7 +74,7 @@ export class Stream {
     } catch {
       // Still away; the stream will say so.
     }
-    if (!this.closed) this.connect();
+    this.connect();
   }
 
   setStatus(status) {
@@ -56,6 +85,7 @@ export class Stream {
 
   disconnect() {
     clearTimeout(this.timer);
+    clearTimeout(this.watch);
     this.source?.close();
     this.source = null;
   }
@@ -63,6 +93,7 @@ export class Stream {
   close() {
     this.closed = true;
     document.removeEventListener("visibilitychange", this.visibility);
+    removeEventListener("online", this.online);
     this.disconnect();
   }
 }

@@ -35,6 +35,8 @@ function startFarm(version) {
     end?.();
     id = wanted();
     end = id === null ? showFarm(shell, farm, from) : showRender(shell, farm, id);
+    // Where what had the focus is gone, the page that came has it: a screen reader goes on from there.
+    if (document.activeElement === document.body) shell.main.focus();
   }
   addEventListener("hashchange", route);
   route();
@@ -56,7 +58,12 @@ start().catch((error) =>
     h(
       "main",
       { class: "login" },
-      h("p", { class: "error", role: "alert" }, `These pages cannot start: ${error.message}.`),
+      h(
+        "div",
+        {},
+        h("p", { class: "error", role: "alert" }, `These pages cannot start: ${error.message}.`),
+        h("button", { type: "button", on: { click: () => location.reload() } }, "Try again"),
+      ),
     ),
   ),
 );

@@ -11,12 +11,13 @@ const RENEW_MS = 1500;
 export class Navigator {
   constructor(zoom) {
     this.zoom = zoom;
-    this.image = null;
+    this.image = h("canvas", {});
+    this.closed = false;
     this.shown = "";
     this.busy = false;
     this.timer = null;
     this.frame = h("div", { class: "seen" });
-    this.element = h("div", { class: "navigator", "aria-hidden": "true" }, this.frame);
+    this.element = h("div", { class: "navigator", "aria-hidden": "true" }, this.image, this.frame);
     this.element.addEventListener("pointerdown", (event) => {
       this.element.setPointerCapture(event.pointerId);
       this.go(event);
@@ -47,6 +48,8 @@ export class Navigator {
       height: `${(b - t) * 100}%`,
     });
     this.frame.hidden = all;
+    // Where the whole picture is seen a small one only covers some of it.
+    this.element.classList.toggle("idle", all);
     this.renew();
   }
 
@@ -54,23 +57,23 @@ export class Navigator {
     const tiles = this.zoom.tiles;
     const small = tiles.url(tiles.smallest, 0, 0);
     const url = tiles.fresh(small);
-    if (tiles.ended) return;
-    if (this.busy || url === this.shown || this.element.hidden) return;
+    if (tiles.ended || this.busy || url === this.shown || this.element.hidden) return;
     this.busy = true;
     tiles
       .fetch(small, this.shown === "")
-      .image.then(
-        (image) => {
-          image.alt = "";
-          image.draggable = false;
-          this.image?.remove();
-          this.element.prepend(image);
-          this.image = image;
+      .then(
+        (bitmap) => {
+          this.image.width = bitmap.width;
+          this.image.height = bitmap.height;
+          this.image.getContext("2d").drawImage(bitmap, 0, 0);
+          bitmap.close();
+          this.shown = url;
         },
+        // The picture itself is asked for until it is there; this is a copy of it.
         () => {},
       )
       .finally(() => {
-        this.shown = url;
+        if (this.closed) return;
         this.timer = setTimeout(() => {
           this.busy = false;
           if (this.zoom.item) this.renew();
@@ -79,6 +82,7 @@ export class Navigator {
   }
 
   close() {
+    this.closed = true;
     clearTimeout(this.timer);
   }
 }

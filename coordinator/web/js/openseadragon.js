@@ -2,12 +2,17 @@
 
 let loading = null;
 
+/** Fails when the script cannot be had; who asks again tries again. */
 export function loadOpenSeadragon() {
   loading ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = "/assets/vendor/openseadragon/openseadragon.min.js";
     script.addEventListener("load", () => resolve(globalThis.OpenSeadragon));
-    script.addEventListener("error", () => reject(new Error("the viewer could not be loaded; reload the page")));
+    script.addEventListener("error", () => {
+      loading = null;
+      script.remove();
+      reject(new Error("the viewer could not be loaded"));
+    });
     document.head.append(script);
   });
   return loading;

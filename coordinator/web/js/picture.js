@@ -1,29 +1,12 @@
 // One picture in the whole window, with its settings beside it on request.
 
 import { get } from "./api.js";
-import { note } from "./dialogs.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { bytes, pixels, size } from "./format.js";
 import { icon } from "./icons.js";
+import { settingsParts } from "./settings.js";
 import { Stage, togglePanel } from "./stage.js";
 
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    note("Copied");
-  } catch {
-    // Browsers allow it over https and on the loopback address only.
-    note("The browser does not allow copying here: select the text instead", "bad");
-  }
-}
-
-const copyButton = (text, label) =>
-  h(
-    "button",
-    { type: "button", class: "small", "aria-label": label, data: { action: "copy" }, on: { click: () => copy(text) } },
-    icon("copy"),
-    h("span", {}, "Copy"),
-  );
 const fact = (name, value) => (value ? [h("dt", {}, name), h("dd", {}, value)] : []);
 
 function panelOf(picture, close) {
@@ -41,27 +24,14 @@ function panelOf(picture, close) {
     h(
       "dl",
       { class: "facts" },
-      fact("File", picture.name),
+      fact("Name", picture.name),
       fact("Size", `${size(picture.width, picture.height)} (${pixels(picture.width, picture.height)})`),
       fact("Format", picture.format),
       fact("Bytes", picture.bytes ? bytes(picture.bytes) : ""),
     ),
   ];
-  const text = (title, content, label, kind) =>
-    h(
-      "section",
-      { class: "text" },
-      h("header", {}, h("h3", {}, title), copyButton(content, label)),
-      h("pre", { class: kind }, content),
-    );
-  if (picture.parameters) parts.push(text("Parameters", picture.parameters, "Copy the parameters", "prose"));
-  else parts.push(h("p", { class: "dim" }, "The file does not say how it was made."));
-  if (picture.settings) {
-    const json = JSON.stringify(picture.settings, null, 2);
-    parts.push(
-      h("details", {}, h("summary", {}, "Settings for machines"), text("JSON", json, "Copy the settings", "json")),
-    );
-  }
+  const made = settingsParts(picture);
+  parts.push(...(made.length ? made : [h("p", { class: "dim" }, "The file does not say how it was made.")]));
   return parts;
 }
 

@@ -4,11 +4,17 @@ import { h, setAttribute, setText } from "./dom.js";
 import { ago, bytes, count, duration, number, percent, pixels, rate, size } from "./format.js";
 import { isOver } from "./words.js";
 
-/** Of the work under way: the phase's tiles between stages, else the stage's patches. */
-export function fraction(render) {
+/** Of the stage's patches. */
+const ofStage = (render) => (render.patches > 0 ? render.patches_done / render.patches : 0);
+
+/** Short of the whole until the picture is stored: decoding and writing it come after the last patch. */
+const NEARLY = 0.99;
+
+/** Of all patches of all stages. Only work that is lost makes it smaller. */
+export function overall(render) {
   if (render.state === "done") return 1;
-  if (render.phase) return render.tiles > 0 ? render.tiles_done / render.tiles : 0;
-  return render.patches > 0 ? render.patches_done / render.patches : 0;
+  if (!(render.patches_all > 0)) return 0;
+  return Math.min(NEARLY, Math.max(0, 1 - render.patches_left / render.patches_all));
 }
 
 export function stageWords(render) {
@@ -64,7 +70,7 @@ export function progressBar() {
     const stages = Math.max(1, render.stages);
     while (parts.children.length < stages) parts.append(h("span", { class: "part" }, h("span", { class: "fill" })));
     while (parts.children.length > stages) parts.lastChild.remove();
-    const done = fraction(render);
+    const done = ofStage(render);
     [...parts.children].forEach((part, stage) => {
       const filled = render.state === "done" || stage < render.stage ? 1 : stage === render.stage ? done : 0;
       // Each stage is four times the work of the one before; twice the length keeps the first ones visible.
@@ -73,10 +79,11 @@ export function progressBar() {
     });
     element.dataset.state = render.state;
     element.dataset.phase = render.phase ? "yes" : "no";
-    setText(value, percent(done));
+    const all = overall(render);
+    setText(value, percent(all));
     setAttribute(track, "aria-label", `Progress of ${render.id}`);
-    setAttribute(track, "aria-valuenow", Math.round(done * 100));
-    setAttribute(track, "aria-valuetext", stageWords(render));
+    setAttribute(track, "aria-valuenow", Math.round(all * 100));
+    setAttribute(track, "aria-valuetext", `${percent(all)}, ${stageWords(render)}`);
   }
   return { element, update };
 }

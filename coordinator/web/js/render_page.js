@@ -1,20 +1,23 @@
 // A render's own page: its canvas as it grows, and beside it how far it is and who is at work.
 
-import { paths } from "./api.js";
+import { get, paths } from "./api.js";
 import { renderActions, togglePause, warningList } from "./actions.js";
 import { Colours } from "./colours.js";
+import { copyButton } from "./dialogs.js";
 import { h, keepRows, setAttribute, setOptional, setText } from "./dom.js";
-import { count, number } from "./format.js";
+import { count, number, percent } from "./format.js";
 import { icon } from "./icons.js";
 import { bindKeys } from "./keys.js";
 import { Stream } from "./live.js";
 import { Overlay } from "./overlay.js";
-import { checkpointWords, factWords, paceWords, progressBar, stageWords } from "./progress.js";
+import { checkpointWords, factWords, overall, paceWords, progressBar, stageWords } from "./progress.js";
+import { settingsParts } from "./settings.js";
 import { Stage, togglePanel } from "./stage.js";
-import { renderState } from "./words.js";
+import { isOver, renderState } from "./words.js";
 
 const TICK = 1000;
 const KINDS = { latents: "Being denoised", tiles: "Being decoded", picture: "The finished picture" };
+const COMING = "The finished picture is on its way: not all of it is here yet";
 
 /** The workers that have been seen at this canvas, with their colours. */
 function makeLegend(colours) {
@@ -39,7 +42,7 @@ function makeLegend(colours) {
       },
     };
   }
-  function update({ kind, in_flight: patches = [] }) {
+  function update({ kind, in_flight: patches = [] }, over) {
     const noun = kind === "tiles" ? ["tile", "tiles"] : ["patch", "patches"];
     for (const { worker } of patches) if (worker) seen.add(worker);
     const items = [...seen]
@@ -56,21 +59,28 @@ function makeLegend(colours) {
     keepRows(list, rows, items, ({ worker }) => worker, make);
     const free = patches.filter(({ worker }) => !worker).length;
     setOptional(waiting, free ? `${count(free, ...noun)} waiting for a worker` : "");
-    element.hidden = kind === "picture" || (items.length === 0 && free === 0);
+    element.hidden = over || (items.length === 0 && free === 0);
   }
   return { element, update };
 }
 
 function makePanel(farm) {
   const state = h("span", { class: "state" });
-  const name = h("h1", {});
-  const actions = renderActions(farm);
+  const name = h("h2", { tabindex: "-1" });
+  const actions = renderActions(farm, () => name);
   const bar = progressBar();
   const stage = h("p", {});
   const pace = h("p", { class: "strong" });
   const reason = h("p", { class: "reason" });
   const warnings = warningList();
-  const prompt = h("p", { class: "prompt" });
+  const prompt = h("p", { class: "prompt", tabindex: "0" });
+  const copies = h(
+    "div",
+    { class: "actions" },
+    copyButton(() => made?.prompt ?? shown.prompt, null, "Copy prompt"),
+    copyButton(() => String(shown.seed), null, "Copy seed"),
+  );
+  const settings = h("div", { class: "settings" });
   const facts = h("p", { class: "dim" });
   const helpers = h("p", { class: "dim" });
   const checkpoint = h("p", { class: "dim" });
@@ -85,22 +95,47 @@ function makePanel(farm) {
     warnings.element,
     actions.element,
     prompt,
+    copies,
     facts,
     helpers,
     checkpoint,
   );
+  let shown = null;
+  let made = null;
+  let asking = false;
+
+  /** All settings, which do not change any more once the model is known. */
+  async function ask(id) {
+    if (asking || made?.parameters) return;
+    asking = true;
+    try {
+      made = await get(paths.settings(id));
+      settings.replaceChildren(...settingsParts(made));
+      setText(prompt, made.prompt);
+    } catch {
+      // They are asked for again at the next change.
+    } finally {
+      asking = false;
+    }
+  }
+
   function update(render) {
-    const { word, tone } = renderState(render.state);
+    const settled = render.size && !shown?.size;
+    shown = render;
+    if (settled || !made) ask(render.id);
+    content.dataset.state = render.state;
+    const { word, tone } = renderState(render);
     setText(state, word);
     state.className = `state ${tone}`;
     setText(name, render.id);
     bar.update(render);
     bar.element.hidden = render.state === "cancelled" || render.state === "failed";
+    prompt.hidden = !render.prompt;
     setText(stage, stageWords(render));
     setOptional(reason, render.reason);
     warnings.update(render.warnings);
     actions.update(render);
-    setOptional(prompt, render.prompt);
+    if (!made) setText(prompt, render.prompt);
     setText(facts, factWords(render));
     setOptional(
       helpers,
@@ -119,7 +154,7 @@ function makePanel(farm) {
     setOptional(pace, paceWords(render, farm.elapsed));
     setOptional(checkpoint, checkpointWords(render, farm.elapsed));
   }
-  return { content, update, tick };
+  return { content, settings, update, tick };
 }
 
 /** Shows the page; returns what ends it. */
@@ -140,15 +175,16 @@ export function showRender(shell, farm, id) {
     whole,
     onPanel: toggle,
     layer: (zoom) => new Overlay(zoom, (worker) => colours.of(worker)),
+    onShown: () => name(),
   });
   setAttribute(stage.panelButton, "aria-pressed", true);
   const panel = makePanel(farm);
   const legend = makeLegend(colours);
   const kind = h("p", { class: "dim" });
-  side.append(panel.content, legend.element, kind);
+  side.append(panel.content, legend.element, kind, panel.settings);
   whole.append(stage.element, side);
   const back = h("a", { class: "back", href: "#/" }, icon("back"), h("span", {}, "All renders"));
-  shell.heading.replaceChildren(back, h("span", { class: "summary" }, id));
+  shell.heading.replaceChildren(back, h("h1", { class: "summary" }, id));
   shell.main.className = "page viewing";
   shell.main.replaceChildren(whole);
 
@@ -168,6 +204,25 @@ export function showRender(shell, farm, id) {
       );
   }
 
+  /** Says what is on the screen, which may be older than what is known to be there. */
+  function name() {
+    if (!canvas) return;
+    const { kind: what, stage: at, stages, version } = canvas;
+    const finished = what === "picture";
+    const where = stages > 1 && !finished ? `, stage ${number(at + 1)} of ${number(stages)}` : "";
+    const there = !finished || stage.shown?.version === version;
+    setText(kind, there ? `${KINDS[what]}${where}` : COMING);
+  }
+
+  /** A render that is over has nobody at work, whatever was the last that was seen of it. */
+  function settle() {
+    if (!canvas || !render || !isOver(render)) return;
+    legend.update(canvas, true);
+    if (!canvas.in_flight?.length) return;
+    canvas = { ...canvas, in_flight: [] };
+    stage.show(canvas);
+  }
+
   function take(next) {
     canvas = next;
     const finished = canvas.kind === "picture";
@@ -178,14 +233,10 @@ export function showRender(shell, farm, id) {
       .sort())
       colours.of(worker);
     stage.show(canvas);
-    legend.update(canvas);
+    legend.update(canvas, finished);
     stage.overlayButton.hidden = finished;
-    setText(
-      kind,
-      canvas.stages > 1 && !finished
-        ? `${KINDS[canvas.kind]}, stage ${number(canvas.stage + 1)} of ${number(canvas.stages)}`
-        : KINDS[canvas.kind],
-    );
+    name();
+    settle();
   }
 
   const unfollow = farm.follow(({ state }) => {
@@ -193,8 +244,10 @@ export function showRender(shell, farm, id) {
     panel.content.hidden = !render;
     if (render) {
       panel.update(render);
+      settle();
+      stage.describe(`${renderState(render).word}, ${percent(overall(render))}, ${stageWords(render)}`);
       // A stream is refused while the farm knows nothing of the render.
-      stream ??= new Stream(paths.renderEvents(id), "canvas", take);
+      stream ??= new Stream(paths.renderEvents(id), "canvas", take, (status) => status === "live" && stage.wake());
     }
     nothing();
   });

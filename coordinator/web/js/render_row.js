@@ -12,7 +12,7 @@ export function renderRow(farm) {
   const state = h("span", { class: "state" });
   const name = h("a", { class: "name" });
   const prompt = h("span", { class: "prompt" });
-  const actions = renderActions(farm);
+  const actions = renderActions(farm, () => name);
   const bar = progressBar();
   const stage = h("span", {});
   const pace = h("span", { class: "strong" });
@@ -40,7 +40,7 @@ export function renderRow(farm) {
     update(render) {
       row.render = render;
       row.id = render.id;
-      const { word, tone } = renderState(render.state);
+      const { word, tone } = renderState(render);
       element.dataset.id = render.id;
       element.dataset.state = render.state;
       setText(state, word);

@@ -11,7 +11,7 @@ export function makeShell(app, home) {
   const heading = h("div", { class: "heading" });
   const brand = h(
     home ? "a" : "span",
-    { class: "brand", href: home },
+    { class: "brand", href: home, "aria-label": home && "gigasmith: all renders" },
     h("span", { class: "mark", "aria-hidden": "true" }),
     h("span", {}, "gigasmith"),
   );
@@ -41,7 +41,7 @@ export function makeShell(app, home) {
     clearTimeout(timer);
     if (status !== "lost") return setText(alarm, "");
     // A server that restarts is back within a moment: no alarm for that.
-    timer = setTimeout(() => setText(alarm, "Connection lost. What you see may be old; trying again…"), 800);
+    timer = setTimeout(() => setText(alarm, "The coordinator does not answer. What you see may be old; trying again…"), 800);
   }
   return { heading, main, setStatus, setVersion: (text) => setText(version, text.replace(/^gigasmith /, "")) };
 }

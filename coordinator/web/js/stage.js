@@ -12,10 +12,19 @@ const STEP = 1.5;
 const NUDGE = 0.15;
 
 export class Stage {
-  /** `whole`: what goes full screen. `onPanel()`: toggles the panel. `layer(zoom)`: an Overlay to draw between picture and buttons. */
-  constructor({ label, whole, onPanel, layer = null }) {
+  /** `whole`: what goes full screen. `onPanel()`: toggles the panel. `layer(zoom)`: an Overlay to draw between picture and buttons. `onShown()`: what was to be shown covers the screen. */
+  constructor({ label, whole, onPanel, layer = null, onShown = () => {} }) {
     this.whole = whole;
-    this.zoom = new DeepZoom(label, () => this.moved());
+    // What covers the screen: nothing of an older picture is to be seen.
+    this.shown = null;
+    this.zoom = new DeepZoom(
+      label,
+      () => this.moved(),
+      (spec) => {
+        this.shown = spec;
+        onShown();
+      },
+    );
     this.navigator = new Navigator(this.zoom);
     this.layer = layer?.(this.zoom) ?? null;
     this.zoomText = h("span", { class: "percent" });
@@ -106,6 +115,16 @@ export class Stage {
     this.layer?.update(spec);
     setText(this.sizeText, size(spec.width, spec.height));
     if (this.zoom.item) this.moved();
+  }
+
+  /** How far the picture is, for those who do not see it. */
+  describe(text) {
+    this.zoom.describe(text);
+  }
+
+  /** The server is back. */
+  wake() {
+    this.zoom.wake();
   }
 
   /** A text in the place of a picture. */

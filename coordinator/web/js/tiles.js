@@ -2,55 +2,17 @@
 //
 // OpenSeadragon keeps a 2D context for every tile. When pixels change nothing is thrown away: a tile that is about to
 // be drawn and is older than a change it lies under is fetched once more and painted over in place. So there is no
-// flicker, and only what is on the screen and did change is asked for.
+// flicker, and only what is on the screen and did change is asked for. A tile that could not be
+// had is asked for again until it is there or the picture is replaced: nothing needs a reload.
 
-/** Connections that tiles may use: of the browser's six a server, two may be event streams. */
-const AT_ONCE = 4;
+import { CANCELLED, images } from "./loader.js";
+
 /** Changes remembered. A tile older than all of them is fetched anew when it is seen. */
 const REMEMBERED = 256;
-
-/** The reason given for tiles that nobody waits for any more. */
-const REPLACED = "replaced";
+/** Milliseconds before a tile that could not be had is asked for again: doubled each time, up to the second number. */
+const RETRY_AFTER = [1000, 30000];
 
 let made = 0;
-let running = 0;
-/** What is missing comes before what is merely old. */
-const missing = [];
-const old = [];
-
-function next() {
-  while (running < AT_ONCE && missing.length + old.length > 0) {
-    const job = missing.shift() ?? old.shift();
-    if (job.cancelled) continue;
-    running += 1;
-    job.start().finally(() => {
-      running -= 1;
-      next();
-    });
-  }
-}
-
-/** Fetches an image when its turn comes. `{image: Promise, cancel()}` */
-function fetchImage(url, queue) {
-  const image = new Image();
-  const job = { cancelled: false };
-  const loaded = new Promise((resolve, reject) => {
-    job.start = () => {
-      image.src = url;
-      return image.decode().then(() => resolve(image), reject);
-    };
-    job.cancel = () => {
-      job.cancelled = true;
-      image.src = "";
-      reject(new Error(REPLACED));
-    };
-  });
-  // Whoever waits for it learns of a failure; that nobody waits any more is none.
-  loaded.catch(() => {});
-  queue.push(job);
-  next();
-  return { image: loaded, cancel: job.cancel };
-}
 
 export class Tiles {
   /** `spec`: a Picture or a Canvas. `changed` runs after a tile was painted over. */
@@ -66,6 +28,7 @@ export class Tiles {
       stamps: new WeakMap(),
       busy: new WeakSet(),
       jobs: new Set(),
+      waiting: new Set(),
       ended: false,
     });
   }
@@ -79,20 +42,50 @@ export class Tiles {
     return this.spec.changed === undefined ? url : `${url}?c=${this.now}`;
   }
 
-  /** `urgent`: nothing is there yet. Other images are only newer than what is shown, and come after. */
+  /** An ImageBitmap, which the caller closes. `urgent`: nothing is there yet. Other images are only newer than what is shown, and come after. */
   fetch(url, urgent) {
-    const job = fetchImage(this.fresh(url), urgent ? missing : old);
-    if (this.ended) job.cancel();
+    if (this.ended) return Promise.reject(new Error(CANCELLED));
+    const job = images.load(this.fresh(url), urgent);
     this.jobs.add(job);
-    const done = () => this.jobs.delete(job);
-    job.image.then(done, done);
-    return job;
+    return job.image.finally(() => this.jobs.delete(job));
+  }
+
+  /** The same, asked for until it is there. Fails only once the picture was replaced. */
+  async persist(url, urgent) {
+    for (let pause = RETRY_AFTER[0]; ; pause = Math.min(pause * 2, RETRY_AFTER[1])) {
+      const asked = this.now;
+      try {
+        return { bitmap: await this.fetch(url, urgent), asked };
+      } catch (error) {
+        if (this.ended) throw error;
+      }
+      await this.pause(pause);
+    }
+  }
+
+  /** Waits, but no longer than until `wake` or `end`. */
+  pause(milliseconds) {
+    return new Promise((resolve) => {
+      const over = () => {
+        clearTimeout(timer);
+        this.waiting.delete(over);
+        resolve();
+      };
+      const timer = setTimeout(over, milliseconds);
+      this.waiting.add(over);
+    });
+  }
+
+  /** The server is back: what could not be had is asked for at once. */
+  wake() {
+    for (const over of [...this.waiting]) over();
   }
 
   /** The picture was replaced: what is still asked for would not be found. */
   end() {
     this.ended = true;
-    for (const job of this.jobs) job.cancel();
+    for (const job of [...this.jobs]) job.cancel();
+    this.wake();
   }
 
   /** The highest level that is a single tile: the small picture of the whole. */
@@ -117,28 +110,22 @@ export class Tiles {
     source.getTileHashKey = (level, x, y) => `${this.id}/${level}/${x}_${y}`;
     const exists = source.tileExists.bind(source);
     source.tileExists = (level, x, y) => !this.ended && exists(level, x, y);
-    source.downloadTileStart = (job) => {
-      const stamp = this.now;
-      const { image, cancel } = this.fetch(job.src, true);
-      job.userData.cancel = cancel;
-      return image.then(
-        (picture) => {
-          const canvas = document.createElement("canvas");
-          canvas.width = picture.naturalWidth;
-          canvas.height = picture.naturalHeight;
-          const context = canvas.getContext("2d");
-          context.drawImage(picture, 0, 0);
-          this.stamps.set(context, stamp);
-          job.finish(context, null, "context2d");
-        },
-        (error) => {
-          // Enough tries: what was replaced will not come back.
-          if (this.ended) job.tries = Infinity;
-          job.fail(error.message, null);
-        },
-      );
+    source.downloadTileStart = async (job) => {
+      try {
+        const { bitmap, asked } = await this.persist(job.src, true);
+        const canvas = document.createElement("canvas");
+        canvas.width = bitmap.width;
+        canvas.height = bitmap.height;
+        const context = canvas.getContext("2d");
+        context.drawImage(bitmap, 0, 0);
+        bitmap.close();
+        this.stamps.set(context, asked);
+        job.finish(context, null, "context2d");
+      } catch (error) {
+        job.fail(error.message, null);
+      }
     };
-    source.downloadTileAbort = (job) => job.userData.cancel?.();
+    source.downloadTileAbort = () => {};
     return source;
   }
 
@@ -177,20 +164,17 @@ export class Tiles {
       if (stamp >= 0 && !this.busy.has(context)) this.stamps.set(context, this.now);
       return;
     }
-    const asked = this.now;
     this.busy.add(context);
-    this.fetch(this.url(level, x, y), false)
-      .image.then(
-        (picture) => {
-          context.drawImage(picture, 0, 0);
-          this.changed();
-        },
-        () => {},
-      )
-      // A tile that could not be had counts as looked at; the next change asks again.
-      .finally(() => {
+    this.persist(this.url(level, x, y), false).then(
+      ({ bitmap, asked }) => {
+        context.drawImage(bitmap, 0, 0);
+        bitmap.close();
         this.stamps.set(context, asked);
         this.busy.delete(context);
-      });
+        this.changed();
+      },
+      // Replaced: nobody will look at it again.
+      () => {},
+    );
   }
 }

@@ -8,13 +8,23 @@ import { Tiles } from "./tiles.js";
 const MOST_ZOOM = 16;
 /** From here on pixels are shown as squares: whoever looks that closely wants to see them. */
 const SQUARES_FROM = 3;
+/** Milliseconds: the longest timer there is, and between two attempts to load the viewer's script. */
+const FOR_EVER = 2 ** 31 - 1;
+const RETRY_AFTER = 3000;
+/** CSS pixels: below this width the style sheet puts the readout above the buttons. */
+const NARROW = 760;
+/** What buttons and numbers take of the view's lower end, in CSS pixels: a picture that fits ends above them. */
+const BELOW = { wide: 64, narrow: 100, share: 0.25 };
 /** Shapes that differ by less are the same picture at another size (sizes are rounded to whole pixels). */
 const SAME_SHAPE = 0.02;
 
 export class DeepZoom {
-  /** `label`: what is shown, for screen readers. `onMove()`: the view or the picture changed. */
-  constructor(label, onMove = () => {}) {
-    this.onMove = onMove;
+  /**
+   * `label`: what is shown, for screen readers. `onMove()`: the view or the picture changed. `onShown(spec)`: nothing of
+   * an older picture is on the screen any more.
+   */
+  constructor(label, onMove = () => {}, onShown = () => {}) {
+    Object.assign(this, { label, onMove, onShown });
     this.place = h("div", { class: "zoom", "aria-label": label, role: "group" });
     this.pointer = null;
     // What is shown; and what shall be shown once it is open.
@@ -26,11 +36,11 @@ export class DeepZoom {
     this.closed = false;
     this.place.addEventListener("pointermove", (event) => this.point(event));
     this.place.addEventListener("pointerleave", () => this.point(null));
-    this.started = this.start(label);
+    this.started = this.start();
   }
 
-  async start(label) {
-    this.lib = await loadOpenSeadragon();
+  async start() {
+    this.lib = await this.load();
     if (this.closed) return;
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const viewer = this.lib({
@@ -45,15 +55,17 @@ export class DeepZoom {
       minZoomImageRatio: 0.7,
       maxZoomPixelRatio: MOST_ZOOM / devicePixelRatio,
       zoomPerScroll: 1.3,
+      viewportMargins: this.margins(),
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
       gestureSettingsTouch: { pinchRotate: false, dblClickToZoom: true },
-      imageLoaderLimit: 4,
+      // Tiles are loaded, limited and asked for again by Tiles.
+      imageLoaderLimit: 0,
+      timeout: FOR_EVER,
+      tileRetryMax: 0,
       maxImageCacheCount: 400,
-      tileRetryMax: 4,
-      tileRetryDelay: 1500,
     });
     this.viewer = viewer;
-    setAttribute(viewer.canvas, "aria-label", label);
+    this.describe("");
     setAttribute(viewer.canvas, "role", "img");
     // All keys are the pages' own.
     viewer.addHandler("canvas-key", (event) => {
@@ -72,11 +84,45 @@ export class DeepZoom {
       // Who sees the whole picture still wants to after turning the phone or opening the panel. OpenSeadragon keeps
       // the scale, and does so after this event.
       queueMicrotask(() => {
+        if (!this.closed) viewer.viewport.setMargins(this.margins());
         if (this.fitted && !this.closed) viewer.viewport.goHome(true);
         this.moved();
       });
     });
     if (this.waiting) this.show(this.waiting);
+  }
+
+  /** The viewer's script, asked for until it is there. */
+  async load() {
+    for (;;) {
+      try {
+        return await loadOpenSeadragon();
+      } catch (error) {
+        if (this.closed) throw error;
+        await new Promise((resolve) => {
+          setTimeout(resolve, RETRY_AFTER);
+        });
+      }
+    }
+  }
+
+  margins() {
+    const { clientWidth, clientHeight } = this.place;
+    const below = clientWidth < NARROW ? BELOW.narrow : BELOW.wide;
+    return { left: 0, top: 0, right: 0, bottom: Math.min(below, clientHeight * BELOW.share) };
+  }
+
+  /** What a screen reader says of the picture beside its name: how far it is. */
+  describe(text) {
+    this.described = text || this.described;
+    if (this.viewer)
+      setAttribute(this.viewer.canvas, "aria-label", [this.label, this.described].filter(Boolean).join(": "));
+  }
+
+  /** The server is back after it was away. */
+  wake() {
+    this.tiles?.wake();
+    this.coming?.wake();
   }
 
   /** Shows a Picture or a Canvas; the same one again only renews what changed. */
@@ -122,25 +168,29 @@ export class DeepZoom {
           this.fitted = true;
           this.viewer.viewport.goHome(true);
         }
-        this.dropOlder(item, tiles, sameShape);
+        if (!sameShape) this.dropOlder(item);
+        item.whenFullyLoaded(() => this.arrived(item, tiles));
         this.moved();
       },
       error: () => {},
     });
   }
 
-  /** Takes away what lies under `item`: at once, or when `item` covers the screen, however long that takes. */
-  dropOlder(item, tiles, patiently) {
+  /** Takes away what lies under `item`. */
+  dropOlder(item) {
     const { world } = this.viewer;
-    const drop = () => {
-      // Its tiles may also be done because it was replaced itself; then its successor does this.
-      if (this.closed || tiles.ended) return;
-      for (const other of Array.from({ length: world.getItemCount() }, (_, index) => world.getItemAt(index))) {
-        if (world.getIndexOfItem(other) < world.getIndexOfItem(item)) world.removeItem(other);
-      }
-    };
-    if (patiently) item.whenFullyLoaded(drop);
-    else drop();
+    for (const other of Array.from({ length: world.getItemCount() }, (_, index) => world.getItemAt(index))) {
+      if (world.getIndexOfItem(other) < world.getIndexOfItem(item)) world.removeItem(other);
+    }
+  }
+
+  /** `item` covers the screen, however long that took: what it replaces is not needed any more. */
+  arrived(item, tiles) {
+    // Its tiles may also be done because it was replaced itself; then its successor does this.
+    if (this.closed || tiles.ended) return;
+    this.dropOlder(item);
+    this.place.dataset.shown = tiles.spec.version ?? 0;
+    this.onShown(tiles.spec);
   }
 
   moved() {

@@ -3,6 +3,7 @@
 const RENDERS = {
   queued: ["Queued", "quiet"],
   running: ["Running", "active"],
+  waiting: ["Waiting for the store", "warn"],
   paused: ["Paused", "warn"],
   done: ["Done", "good"],
   cancelled: ["Cancelled", "quiet"],
@@ -23,8 +24,11 @@ const WORKERS = {
 
 const named = (table, state) => table[state] ?? [state, "quiet"];
 
-export const renderState = (state) => ({ word: named(RENDERS, state)[0], tone: named(RENDERS, state)[1] });
-export const workerState = (state) => ({ word: named(WORKERS, state)[0], tone: named(WORKERS, state)[1] });
+const shown = ([word, tone]) => ({ word, tone });
+
+/** A render that cannot reach the store is not what its state says. */
+export const renderState = ({ state, store_away: away }) => shown(named(RENDERS, away ? "waiting" : state));
+export const workerState = (state) => shown(named(WORKERS, state));
 
 export const isOver = (render) => ["done", "cancelled", "failed"].includes(render.state);
 export const canPause = (render) => render.state === "running" || render.state === "queued";

@@ -1,13 +1,21 @@
 // One worker in the list on the first page.
 
 import { changeWorker } from "./api.js";
-import { perform } from "./dialogs.js";
+import { ask, perform } from "./dialogs.js";
 import { h, setOptional, setText } from "./dom.js";
 import { ago, number, pace } from "./format.js";
 import { ACTION_HINTS, ACTION_WORDS, workerActions, workerState } from "./words.js";
 
 /** A worker reports every few seconds; only longer silence is worth a word. */
 const SILENCE = 10;
+
+const mayDrain = (name) =>
+  ask(
+    `Drain ${name}?`,
+    "It finishes what it has and leaves the farm; only its own machine can start it again. Disabling keeps it here.",
+    "Drain the worker",
+    "Keep it",
+  );
 
 export function workerRow(farm) {
   let worker = null;
@@ -33,8 +41,11 @@ export function workerRow(farm) {
 
   function button(action) {
     if (!made.has(action)) {
-      const click = () =>
-        perform(made.get(action), async () => farm.put("workers", "name", await changeWorker(worker.name, action)));
+      const click = async () => {
+        const { name } = worker;
+        if (action === "drain" && !(await mayDrain(name))) return;
+        await perform(made.get(action), async () => farm.put("workers", "name", await changeWorker(name, action)));
+      };
       made.set(
         action,
         h(
@@ -73,7 +84,7 @@ export function workerRow(farm) {
       setText(done, `${number(worker.done)} done`);
       setOptional(failed, worker.failed ? `${number(worker.failed)} failed` : "");
       setOptional(reason, worker.reason);
-      setText(kind, [worker.device, worker.model, worker.numeric_class].filter(Boolean).join(" · "));
+      setText(kind, [...new Set([worker.device, worker.model, worker.numeric_class])].filter(Boolean).join(" · "));
       const actions = workerActions(worker);
       if ([...buttons.children].map((child) => child.dataset.action).join() !== actions.join()) {
         const held = buttons.contains(document.activeElement);
