@@ -259,7 +259,7 @@ async function silence(session) {
     await worker.click();
     await session.until(
       "an action that takes its time says so",
-      async () => (await page.locator(".note").allTextContents()).join().includes("has not answered yet"),
+      () => session.noted("has not answered yet"),
       6000,
     );
     await session.until(
@@ -270,7 +270,7 @@ async function silence(session) {
     await session.shot("silent");
     await session.until(
       "an action that was not answered says so",
-      async () => (await page.locator(".note.bad").allTextContents()).join().includes("has not answered for 15 seconds"),
+      () => session.noted("has not answered for 15 seconds"),
       20000,
     );
     session.check("and its button works again", (await worker.getAttribute("aria-disabled")) === null);
@@ -308,7 +308,7 @@ async function cut(session, mock, connection) {
   await page.locator('.worker[data-name="rack-3"] [data-action=disable]').click();
   await session.until(
     "an action without a network says so",
-    async () => (await page.locator(".note.bad").allTextContents()).join().includes("does not answer"),
+    () => session.noted("does not answer"),
     20000,
   );
   await session.network(FAST);

@@ -54,6 +54,14 @@ export class Session {
     mkdirSync(out, { recursive: true });
     const browser = await chromium.launch({ executablePath: findChromium(), args: ["--no-sandbox"] });
     const page = await browser.newPage({ viewport: { width: 1440, height: 900 }, colorScheme: "light" });
+    // Notes go after a few seconds; a test may look later.
+    await page.addInitScript(() => {
+      window.notes = [];
+      new MutationObserver((changes) => {
+        const added = changes.flatMap(({ addedNodes }) => [...addedNodes]);
+        for (const node of added) if (node.classList?.contains("note")) window.notes.push(node.textContent);
+      }).observe(document, { childList: true, subtree: true });
+    });
     return new Session(browser, page, out);
   }
 
@@ -102,6 +110,11 @@ export class Session {
   async network(conditions) {
     this.protocol ??= await this.page.context().newCDPSession(this.page);
     await this.protocol.send("Network.emulateNetworkConditions", conditions);
+  }
+
+  /** Whether a note with this text was shown since the page was loaded. */
+  noted(text) {
+    return this.page.evaluate((wanted) => window.notes.some((note) => note.includes(wanted)), text);
   }
 
   shot(name) {
