@@ -9,6 +9,7 @@
 //! before they are told so, and if it cannot be, goes on being tried.
 
 mod entry;
+mod look;
 mod queue;
 mod reason;
 mod run;
@@ -22,17 +23,17 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::farm::{Farm, Roster, Underway};
-use crate::output::Kind;
 use crate::raster::Scratch;
 use crate::render::Live;
 use crate::request::{RenderRequest, RequestError, RequestInputs, resolve};
 use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
-    Claim, Fetched, KeepOptions, NewRender, Owner, Part, PictureFile, RenderRecord, RenderStore, StateRecord,
-    StoreError, Stored,
+    Claim, Fetched, KeepOptions, NewRender, Owner, Part, RenderRecord, RenderStore, StateRecord, StoreError,
+    Stored,
 };
 use crate::view::StoredPicture;
 use entry::Entry;
+pub use look::Beside;
 
 /// How often the queue is looked at even if nothing is heard.
 const TICK: Duration = Duration::from_secs(1);
@@ -94,15 +95,6 @@ pub enum JobChange {
     Cancel,
     /// Give it another priority.
     Priority(i32),
-}
-
-/// What is known of a render beside its status.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Beside {
-    /// Patches of all its stages; 0 until they are counted.
-    pub patches_all: u64,
-    /// It waits for the store.
-    pub store_away: bool,
 }
 
 /// How a coordinator handles its renders.
@@ -400,41 +392,6 @@ impl Jobs {
         (unfinished, (waiting + in_flight).max(usize::from(unfinished)))
     }
 
-    /// Looks at a render that must be done.
-    fn done<T>(&self, id: &str, look: impl FnOnce(&Entry) -> T) -> Result<T, JobError> {
-        let entries = self.entries();
-        let entry = entries.get(id).ok_or_else(|| JobError::Unknown(id.to_owned()))?;
-        if entry.state != RenderState::Done {
-            let reason = "there is nothing to fetch until it is done; `gigasmith watch` follows it";
-            return Err(JobError::State { id: id.to_owned(), state: entry.state, reason });
-        }
-        Ok(look(entry))
-    }
-
-    /// The picture of a finished render, to be read in parts; `None`: it is Deep Zoom, which is many files.
-    pub async fn picture_file(&self, id: &str) -> Result<Option<PictureFile>, JobError> {
-        let (kind, unique) = self.done(id, |e| (e.record.request.format.kind, unique(&e.record)))?;
-        if kind == Kind::Dzi {
-            return Ok(None);
-        }
-        let reason = "its result is no longer in the store";
-        let missing = || JobError::State { id: id.to_owned(), state: RenderState::Done, reason };
-        self.0.store.picture_file(id, &unique).await?.map(Some).ok_or_else(missing)
-    }
-
-    /// What was asked for, and what it was settled to, once the model is known.
-    pub fn settings(&self, id: &str) -> Result<(RenderRequest, Option<RenderSpec>), JobError> {
-        let entries = self.entries();
-        let found = entries.get(id).map(|e| (e.record.request.clone(), e.spec.clone()));
-        found.ok_or_else(|| JobError::Unknown(id.to_owned()))
-    }
-
-    /// What the statuses do not say.
-    pub fn beside(&self) -> BTreeMap<String, Beside> {
-        let beside = |e: &Entry| Beside { patches_all: e.patches_all, store_away: e.store_away };
-        self.entries().iter().map(|(id, entry)| (id.clone(), beside(entry))).collect()
-    }
-
     /// A part of a finished render.
     pub async fn fetch(&self, id: &str, part: Part) -> Result<Fetched, JobError> {
         let state = RenderState::Done;
@@ -463,7 +420,7 @@ impl Jobs {
     pub fn finished(&self, id: &str) -> Option<String> {
         let entries = self.entries();
         let entry = entries.get(id).filter(|e| e.state == RenderState::Done)?;
-        Some(unique(&entry.record))
+        Some(look::unique(&entry.record))
     }
 
     /// Where a finished render's picture lies, and where one may be read into; `None` while there is none.
@@ -541,10 +498,6 @@ impl Jobs {
             });
         }
     }
-}
-
-fn unique(record: &RenderRecord) -> String {
-    format!("{} {}", record.id, record.nonce)
 }
 
 /// Whether a text can be a render's id.

@@ -19,6 +19,12 @@ const TICK = 1000;
 const KINDS = { latents: "Being denoised", tiles: "Being decoded", picture: "The finished picture" };
 const COMING = "The finished picture is on its way: not all of it is here yet";
 
+/** Why there is nothing to see, where the state alone does not tell. */
+const NOTHING = {
+  running: "Nothing to see yet: the first patches are on their way.",
+  done: "The picture is being opened. Should it not come, the coordinator's log says why.",
+};
+
 /** The workers that have been seen at this canvas, with their colours. */
 function makeLegend(colours) {
   const list = h("ul", { class: "legend" });
@@ -196,12 +202,7 @@ export function showRender(shell, farm, id) {
     if (canvas) return;
     if (!farm.state) stage.say("Waiting for the coordinator…");
     else if (!render) stage.say(`There is no render ${id}.`);
-    else
-      stage.say(
-        render.state === "running"
-          ? "Nothing to see yet: the first patches are on their way."
-          : `Nothing to see: the render is ${render.state}.`,
-      );
+    else stage.say(NOTHING[render.state] ?? `Nothing to see: the render is ${render.state}.`);
   }
 
   /** Says what is on the screen, which may be older than what is known to be there. */
