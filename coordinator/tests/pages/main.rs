@@ -11,8 +11,8 @@ mod edge;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Instant;
 
 use process::{Coordinator, PATIENCE, Running, program};
 use serde_json::Value;
