@@ -156,7 +156,7 @@ async function viewer(session) {
   await session.until("and leaves it again", async () => !(await full()));
   const small = page.locator(".navigator");
   session.check("the navigator covers nothing of a picture that fits", await small.isHidden());
-  await page.keyboard.press("1");
+  for (const key of ["1", "+", "+", "+"]) await page.keyboard.press(key);
   await session.until("it is there once the picture is larger than the view", () => small.isVisible());
   await page.keyboard.press("n");
   session.check("the n key toggles the navigator", await small.isHidden());
