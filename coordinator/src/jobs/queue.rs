@@ -50,7 +50,7 @@ mod tests {
     use super::*;
     use crate::jobs::JobChange;
     use crate::request::RenderRequest;
-    use crate::store::{RenderRecord, StateRecord, Stored, VERSION};
+    use crate::store::{RenderRecord, StateRecord, StoreError, Stored, VERSION};
 
     fn entry(id: &str, order: u64, priority: i32) -> Entry {
         let request = RenderRequest::default();
@@ -84,6 +84,35 @@ mod tests {
         entries[1].change(JobChange::Pause).unwrap();
         assert_eq!(due(&entries, 2), ["d", "c"], "a paused one takes no place");
         assert_eq!(ranks(entries.iter())["a"], 3);
+    }
+
+    #[test]
+    fn a_store_that_is_away_is_told_from_other_trouble() {
+        let mut one = entry("a", 1, 0);
+        let away =
+            || object_store::Error::NotImplemented { operation: "get".into(), implementer: "x".into() };
+        one.troubled(&StoreError::Store { path: "renders/a".into(), source: away() });
+        assert!(one.store_away && one.trouble.contains("renders/a"));
+        one.troubled(&StoreError::Scratch(std::io::Error::other("the disk is full")));
+        assert!(!one.store_away && one.trouble.contains("full"));
+        one.troubled(&StoreError::Store { path: "renders/a".into(), source: away() });
+        one.untroubled();
+        assert!(!one.store_away && one.trouble.is_empty());
+        one.troubled(&StoreError::Store { path: "renders/a".into(), source: away() });
+        one.end(RenderState::Cancelled, String::new());
+        assert!(!one.store_away, "what has ended waits for nothing");
+    }
+
+    #[test]
+    fn all_patches_are_those_of_every_stage() {
+        let mut one = entry("a", 1, 0);
+        let size = crate::sampler::units::ImageSize { width: 512, height: 512 };
+        let begin = |stage, patches, done| crate::render::StageBegin { stage, total: 3, size, patches, done };
+        let per_stage = [30, 120, 480];
+        for (stage, patches, done, left) in [(0, 30, 0, 630), (1, 120, 20, 580), (2, 480, 480, 0)] {
+            one.stage(begin(stage, patches, done), &per_stage);
+            assert_eq!((one.patches_all, one.progress.patches_left), (630, left));
+        }
     }
 
     #[test]
