@@ -7,6 +7,7 @@
 
 pub mod convert;
 pub mod domain;
+pub mod text;
 
 /// Messages and services of the package `gigasmith.v1`, generated from `gigasmith/v1/*.proto`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, clippy::nursery)]

@@ -2,12 +2,11 @@
 
 use super::{WireError, model_from_wire, model_to_wire, required};
 use crate::domain::{Hello, Identifier, PROTOCOL, Welcome};
+use crate::text::{Shown, check_name};
 use crate::v1;
 
 /// The most tasks a worker may ask to have in flight.
 const MAX_SLOTS: u32 = 64;
-/// The longest name, in bytes.
-const MAX_NAME: usize = 128;
 
 /// Puts an introduction on the wire.
 pub fn hello_to_wire(hello: &Hello) -> v1::Hello {
@@ -33,8 +32,9 @@ pub fn hello_from_wire(hello: v1::Hello) -> Result<Hello, WireError> {
         return Err(WireError::invalid("slots", hello.slots, "give 1 to 64"));
     }
     let name = hello.name.trim();
-    if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
-        return Err(WireError::invalid("name", format!("{name:?}"), "a name has 1 to 128 printable bytes"));
+    if check_name(name).is_err() {
+        let expected = "a name has 1 to 128 bytes of visible characters, and is neither . nor ..";
+        return Err(WireError::invalid("name", format!("{:?}", Shown(name).to_string()), expected));
     }
     Ok(Hello {
         name: name.to_owned(),
