@@ -24,7 +24,8 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: 
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let (batch, sq, width) = q.dims3()?;
     let sk = k.dim(1)?;
-    if k.dims() != [batch, sk, width] || v.dims() != k.dims() || width % heads != 0 {
+    let fits = k.dims() == [batch, sk, width] && v.dims() == k.dims() && heads > 0 && width % heads == 0;
+    if !fits || [batch, sq, sk, width].contains(&0) {
         bail!("attention of {:?}, {:?}, {:?} with {heads} heads", q.dims(), k.dims(), v.dims());
     }
     let d = width / heads;

@@ -44,6 +44,20 @@ pub(super) struct Extras<'a> {
 }
 
 impl Extras<'_> {
+    /// They must have the sizes of the result that they are added to.
+    fn check(&self, batch: usize, outputs: usize, (ho, wo): (usize, usize)) -> Result<()> {
+        let shift = self.shift.map(<[f32]>::len);
+        let residual = self.residual.map(Tensor::dims);
+        if self.bias.len() != outputs
+            || shift.is_some_and(|n| n != batch * outputs)
+            || residual.is_some_and(|dims| dims != [batch, outputs, ho, wo])
+        {
+            let bias = self.bias.len();
+            bail!("a bias of {bias}, a shift of {shift:?}, {residual:?} onto {batch}x{outputs}x{ho}x{wo}");
+        }
+        Ok(())
+    }
+
     /// Adds bias, shift and `residual` to the sums of a pixel's panel.
     pub(super) fn finish(
         &self,
@@ -115,7 +129,11 @@ pub(super) fn conv2d(
         let Filters { inputs: ci, outputs: co, kh, kw, .. } = filters;
         bail!("a {co}x{ci}x{kh}x{kw} convolution does not fit an image of {inputs}x{height}x{width}");
     }
+    if stride == 0 || [h, w, height, width].contains(&0) {
+        bail!("a convolution of {h}x{w} pixels, resized to {height}x{width}, {stride} apart");
+    }
     let (ho, wo) = ((rows.len() - filters.kh) / stride + 1, (columns.len() - filters.kw) / stride + 1);
+    extras.check(batch, filters.outputs, (ho, wo))?;
     let g = Geometry { batch, inputs, ho, wo, stride, w, h, rows, columns };
     let x = host::channels_last(x)?;
     let x = Host::contiguous(&x)?;

@@ -22,6 +22,9 @@ pub(super) fn pack(weight: &Tensor) -> Result<Packed> {
 /// Packs a matrix (2 out, in) whose second half gates the first: a panel has some values and their gates.
 pub(super) fn pack_gated(weight: &Tensor) -> Result<Packed> {
     let (both, inputs) = weight.dims2()?;
+    if both % 2 != 0 {
+        bail!("{both} outputs, of which half gate the others");
+    }
     let columns = both / 2;
     let weight = weight.contiguous()?;
     let index = |k: usize, c: usize| {
@@ -29,8 +32,13 @@ pub(super) fn pack_gated(weight: &Tensor) -> Result<Packed> {
         let column = panel * HALF + within % HALF;
         (column < columns).then_some(((within / HALF * columns) + column) * inputs + k)
     };
-    let padded = columns.div_ceil(HALF) * 2 * HALF;
+    let padded = padded(columns);
     source(&weight, |values| Packed::new(&values, (inputs, padded), inputs, index))
+}
+
+/// Columns of a gated matrix with so many outputs, as it is packed.
+fn padded(columns: usize) -> usize {
+    columns.div_ceil(HALF) * 2 * HALF
 }
 
 /// `x W^T + b + residual` for `x` (batch, rows, in).
@@ -45,6 +53,9 @@ pub(super) fn linear(
         bail!("{inputs} inputs for a layer of {}", weight.inputs);
     }
     let columns = weight.columns;
+    if bias.is_some_and(|b| b.dims() != [columns]) {
+        bail!("a bias of {:?} for {columns} outputs", bias.map(Tensor::dims));
+    }
     let x = x.contiguous()?;
     let residual = residual.map(|r| r.contiguous()).transpose()?;
     if residual.as_ref().is_some_and(|r| r.dims() != [batch, rows, columns]) {
@@ -79,9 +90,12 @@ pub(super) fn linear(
 /// [`pack_gated`], `bias` (2 out).
 pub(super) fn geglu(x: &Tensor, weight: &Packed, bias: &Tensor) -> Result<Tensor> {
     let (batch, rows, inputs) = x.dims3()?;
-    let columns = bias.dim(0)? / 2;
+    let columns = bias.dims1()? / 2;
     if inputs != weight.inputs {
         bail!("{inputs} inputs for a layer of {}", weight.inputs);
+    }
+    if bias.dims1()? % 2 != 0 || weight.columns != padded(columns) {
+        bail!("a bias of {:?} for {} packed columns", bias.dims(), weight.columns);
     }
     let x = x.contiguous()?;
     let (x, bias) = (Host::contiguous(&x)?, Host::contiguous(bias)?);

@@ -28,8 +28,14 @@ pub(super) fn group_norm(
     statistics: Option<&[f32]>,
 ) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;
-    if channels % groups != 0 {
-        bail!("{channels} channels in {groups} groups");
+    check_groups(channels, groups)?;
+    if x.elem_count() == 0
+        || weight.dims() != [channels]
+        || bias.dims() != [channels]
+        || statistics.is_some_and(|given| given.len() != 2 * groups)
+    {
+        let given = statistics.map(<[f32]>::len);
+        bail!("{:?} with {:?}, {:?}, {given:?} statistics", x.dims(), weight.dims(), bias.dims());
     }
     let x = host::channels_last(x)?;
     let (x, weight, bias) = (Host::contiguous(&x)?, Host::contiguous(weight)?, Host::contiguous(bias)?);
@@ -67,6 +73,13 @@ pub(super) fn group_norm(
     host::image(unsafe { out.finish() }, [batch, channels, h, w])
 }
 
+fn check_groups(channels: usize, groups: usize) -> Result<()> {
+    if groups == 0 || channels == 0 || channels % groups != 0 {
+        bail!("{channels} channels in {groups} groups");
+    }
+    Ok(())
+}
+
 /// Mean and variance of every group of channels of (pixels, channels), one after the other.
 fn of_groups(isa: Isa, x: &[f32], channels: usize, groups: usize) -> Vec<f32> {
     let blocks = x.len().div_ceil(PIXELS * channels);
@@ -102,7 +115,8 @@ fn of_groups(isa: Isa, x: &[f32], channels: usize, groups: usize) -> Vec<f32> {
 
 /// See [`super::group_statistics`].
 pub(super) fn group_statistics(x: &Tensor, groups: usize) -> Result<Vec<f32>> {
-    let channels = x.dim(1)?;
+    let (_, channels, _, _) = x.dims4()?;
+    check_groups(channels, groups)?;
     let x = host::channels_last(x)?;
     let x = Host::contiguous(&x)?;
     Ok(of_groups(Isa::best(), x.values()?, channels, groups))
@@ -113,7 +127,10 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     const ROWS: usize = 32;
     let x = x.contiguous()?;
     let dims = x.dims().to_vec();
-    let width = dims[dims.len() - 1];
+    let width = dims.last().copied().unwrap_or(0);
+    if width == 0 || weight.dims() != [width] || bias.dims() != [width] {
+        bail!("{dims:?} with {:?} and {:?}", weight.dims(), bias.dims());
+    }
     let (x, weight, bias) = (Host::contiguous(&x)?, Host::contiguous(weight)?, Host::contiguous(bias)?);
     let (xs, ws, bs) = (x.values()?, weight.values()?, bias.values()?);
     let isa = Isa::best();

@@ -14,7 +14,7 @@ const RUN: usize = 16 * 1024;
 /// See [`super::concat_channels`].
 pub(super) fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let ((batch, ca, h, w), (_, cb, hb, wb)) = (a.dims4()?, b.dims4()?);
-    if (batch, h, w) != (b.dim(0)?, hb, wb) {
+    if (batch, h, w) != (b.dim(0)?, hb, wb) || ca == 0 || cb == 0 {
         bail!("the channels of {:?} and {:?}", a.dims(), b.dims());
     }
     let (a, b) = (host::channels_last(a)?, host::channels_last(b)?);

@@ -265,6 +265,7 @@ pub(super) fn multiply<'a>(
     }
     let (per_group, groups) = parts(panels.len(), panels.len().div_ceil(groups));
     let depth = packed.inputs / taps;
+    assert!(depth > 0 && depth * taps == packed.inputs, "{taps} taps of {} inputs", packed.inputs);
     (0..count.div_ceil(tile) * groups).into_par_iter().for_each_init(
         || (Aligned::default(), Aligned::default()),
         |(sums, wide), task| {
@@ -307,6 +308,9 @@ pub(super) struct Output {
     values: Vec<f32>,
     start: *mut f32,
     length: usize,
+    /// Elements written. Counted where it costs nobody anything: threads would wait for each other.
+    #[cfg(debug_assertions)]
+    written: std::sync::atomic::AtomicUsize,
 }
 
 // SAFETY: an `Output` owns its memory and only hands out access through `write`, whose callers promise that
@@ -317,7 +321,13 @@ impl Output {
     /// Of so many values.
     pub(super) fn new(length: usize) -> Self {
         let mut values = Vec::with_capacity(length);
-        Self { start: values.as_mut_ptr(), values, length }
+        Self {
+            start: values.as_mut_ptr(),
+            values,
+            length,
+            #[cfg(debug_assertions)]
+            written: Default::default(),
+        }
     }
 
     /// Writes the elements from `offset` on.
@@ -327,6 +337,8 @@ impl Output {
     pub(super) unsafe fn write(&self, offset: usize, values: &[f32]) {
         let end = offset.checked_add(values.len());
         assert!(end.is_some_and(|end| end <= self.length), "a run beyond the output");
+        #[cfg(debug_assertions)]
+        self.written.fetch_add(values.len(), std::sync::atomic::Ordering::Relaxed);
         // SAFETY: in bounds by the assertion, of memory that `self` owns, unshared by the caller's promise.
         unsafe { self.start.add(offset).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
     }
@@ -336,6 +348,8 @@ impl Output {
     /// # Safety
     /// Every element has been written.
     pub(super) unsafe fn finish(mut self) -> Vec<f32> {
+        #[cfg(debug_assertions)]
+        assert_eq!(*self.written.get_mut(), self.length, "elements written once each");
         // SAFETY: the capacity is `length` at least, and all of it was written by the caller's promise.
         unsafe { self.values.set_len(self.length) };
         self.values

@@ -205,3 +205,47 @@ fn threads_and_batch_do_not_change_a_bit() {
     let (x1, t1) = (x.narrow(0, 0, 1).unwrap(), t.narrow(0, 0, 1).unwrap());
     assert!(one == on(2, &x1, &t1), "the batch changed the result");
 }
+
+/// Every operation whose memory is not cleared first refuses what would leave some of it unwritten.
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let x = random(&[1, 3, 8]);
+    let (matrix, gated) = (Matrix::new(random(&[6, 8])).unwrap(), Matrix::gated(random(&[12, 8])).unwrap());
+    assert!(linear(&x, &matrix, Some(&random(&[6])), None).is_ok());
+    assert!(linear(&x, &matrix, Some(&random(&[7])), None).is_err());
+    assert!(linear(&x, &matrix, None, Some(&random(&[1, 3, 7]))).is_err());
+    assert!(geglu(&x, &gated, &random(&[12])).is_ok());
+    for wrong in [10, 13, 14, 80] {
+        assert!(geglu(&x, &gated, &random(&[wrong])).is_err(), "{wrong}");
+    }
+    assert!(Matrix::gated(random(&[11, 8])).is_err());
+    let image = random(&[1, 20, 8, 8]);
+    let filters = Filters::new(random(&[5, 20, 3, 3])).unwrap();
+    let shape = (1, Padding { before: 1, after: 1 });
+    let with = |bias: usize, around: Around<'_>| conv2d(&image, &filters, &random(&[bias]), shape, around);
+    assert!(with(5, Around::default()).is_ok());
+    for wrong in [4, 6] {
+        assert!(with(wrong, Around::default()).is_err());
+    }
+    let (shift, residual) = (random(&[1, 6]), random(&[1, 5, 8, 9]));
+    assert!(with(5, Around { shift: Some(&shift), ..Around::default() }).is_err());
+    assert!(with(5, Around { residual: Some(&residual), ..Around::default() }).is_err());
+    assert!(with(5, Around { resized: Some((0, 4)), ..Around::default() }).is_err());
+    let shifted = Shifted::from(image.clone());
+    let norm = |n: usize, groups: usize, given: Option<&[f32]>| {
+        group_norm(&shifted, (&random(&[n]), &random(&[n])), groups, (1e-5, false), given)
+    };
+    assert!(norm(20, 4, Some(&[0.5; 8])).is_ok());
+    assert!(norm(20, 4, Some(&[0.5; 7])).is_err());
+    assert!(norm(19, 4, None).is_err() && norm(20, 0, None).is_err() && norm(20, 3, None).is_err());
+    assert!(group_statistics(&image, 0).is_err() && group_statistics(&image, 3).is_err());
+    assert!(layer_norm(&x, &random(&[7]), &random(&[8]), 1e-5).is_err());
+    assert!(layer_norm(&x, &random(&[8]), &random(&[9]), 1e-5).is_err());
+    let empty = Tensor::zeros((1, 0, 8), DType::F32, &Device::Cpu).unwrap();
+    let spec = |heads| AttentionSpec { heads, mask: Mask::None, upcast: false };
+    assert!(attention(&x, &x, &x, spec(2)).is_ok());
+    assert!(attention(&x, &x, &x, spec(0)).is_err() && attention(&x, &x, &x, spec(3)).is_err());
+    assert!(attention(&x, &empty, &empty, spec(2)).is_err());
+    let none = Tensor::zeros((1, 0, 8, 8), DType::F32, &Device::Cpu).unwrap();
+    assert!(concat_channels(&image, &none).is_err());
+}
