@@ -31,6 +31,12 @@ pub enum BackendError {
         /// The scale asked for.
         guidance_scale: f32,
     },
+    /// A prompt that no tokens can be made of.
+    #[error("the prompt cannot be encoded: {reason}")]
+    Prompt {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An array of a shape that the model cannot take.
     #[error("{what} has shape {actual:?}; this model needs {expected}")]
     Shape {
@@ -58,7 +64,13 @@ impl BackendError {
     /// Whether the question itself is at fault, so that asking another worker of the same model is
     /// no use.
     pub fn is_permanent(&self) -> bool {
-        matches!(self, Self::UnknownPagBlock { .. } | Self::MissingNegative { .. } | Self::Shape { .. })
+        matches!(
+            self,
+            Self::UnknownPagBlock { .. }
+                | Self::MissingNegative { .. }
+                | Self::Prompt { .. }
+                | Self::Shape { .. }
+        )
     }
 }
 

@@ -129,13 +129,13 @@ pub(super) fn fingerprints(
     for i in TEXT {
         text.add_json(files, &format!("{}/config.json", layout::WEIGHTED[i].0))?;
         tokenizers[i].describe(&mut text);
-        text.add_weights(&weights[i]);
+        text.add_weights(&weights[i])?;
     }
     let mut all = vec![(Component::Text, text.finish())];
     for (component, i) in [(Component::Unet, UNET), (Component::Vae, VAE)] {
         let mut content = Content::default();
         content.add_json(files, &format!("{}/config.json", layout::WEIGHTED[i].0))?;
-        content.add_weights(&weights[i]);
+        content.add_weights(&weights[i])?;
         all.push((component, content.finish()));
     }
     Ok(all)

@@ -1,22 +1,25 @@
 //! Why a model could not be loaded. Every message names the file, the key or tensor, what was
-//! expected and what was found.
+//! expected and what was found. What files say is shown without effect on a terminal.
 
 use std::path::PathBuf;
+
+use gigasmith_proto::text::Shown;
 
 /// A model that could not be found, fetched, read or understood.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The source is none of the three things a source can be.
     #[error(
-        "`{0}` is no model: neither `pocket`, nor an existing folder, nor a hub id such as \
-         `stabilityai/stable-diffusion-xl-base-1.0`"
+        "`{}` is no model: neither `pocket`, nor an existing folder, nor a hub id such as \
+         `stabilityai/stable-diffusion-xl-base-1.0`",
+        Shown(.0)
     )]
     UnknownSource(String),
     /// The synthetic model's options make no sense.
     #[error("{0}: write `synthetic:latency=MILLISECONDS,tile=MILLISECONDS,side=LATENT_PIXELS`, all optional")]
     SyntheticOption(String),
     /// A file that the model must have is missing.
-    #[error("{file} is missing; {remedy}")]
+    #[error("{} is missing; {remedy}", Shown(.file))]
     MissingFile {
         /// The file, relative to the model.
         file: String,
@@ -24,7 +27,7 @@ pub enum LoadError {
         remedy: String,
     },
     /// A file could not be read.
-    #[error("{file} cannot be read: {source}")]
+    #[error("{} cannot be read: {source}", Shown(.file))]
     Read {
         /// The file.
         file: String,
@@ -32,7 +35,7 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// A file is not the JSON it should be.
-    #[error("{file} is not the JSON expected: {reason}")]
+    #[error("{} is not the JSON expected: {}", Shown(.file), Shown(.reason))]
     Json {
         /// The file.
         file: String,
@@ -40,7 +43,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A configuration value that this program cannot honour.
-    #[error("{file}: `{key}` is {value}; {expected}")]
+    #[error("{}: `{key}` is {}; {expected}", Shown(.file), Shown(.value))]
     Config {
         /// The file.
         file: String,
@@ -52,15 +55,30 @@ pub enum LoadError {
         expected: String,
     },
     /// A weight file that is cut short or damaged.
-    #[error("{file} is damaged: {reason}; fetch it again")]
+    #[error("{} is damaged: {}; fetch it again", Shown(.file), Shown(.reason))]
     DamagedWeights {
         /// The file.
         file: String,
         /// What is wrong with it.
         reason: String,
     },
+    /// Weights that were written to after they were read.
+    #[error(
+        "{} changed while this worker used it ({what}): start the worker again, to work with what it is now",
+        Shown(.file)
+    )]
+    Changed {
+        /// The file.
+        file: String,
+        /// How it shows, as a phrase.
+        what: String,
+    },
     /// A tensor that the configuration calls for is not in the files.
-    #[error("{file} has no tensor `{tensor}` (shape {expected:?}), which the configuration calls for")]
+    #[error(
+        "{} has no tensor `{}` (shape {expected:?}), which the configuration calls for",
+        Shown(.file),
+        Shown(.tensor)
+    )]
     MissingTensor {
         /// The file, or the folder of a sharded model.
         file: String,
@@ -70,7 +88,11 @@ pub enum LoadError {
         expected: Vec<usize>,
     },
     /// A tensor of the wrong shape.
-    #[error("{file}: tensor `{tensor}` has shape {actual:?}, but the configuration calls for {expected:?}")]
+    #[error(
+        "{}: tensor `{}` has shape {actual:?}, but the configuration calls for {expected:?}",
+        Shown(.file),
+        Shown(.tensor)
+    )]
     WrongShape {
         /// The file.
         file: String,
@@ -82,7 +104,11 @@ pub enum LoadError {
         actual: Vec<usize>,
     },
     /// A tensor of a number format that weights don't come in.
-    #[error("{file}: tensor `{tensor}` holds {dtype} values; only F64, F32, F16 and BF16 are supported")]
+    #[error(
+        "{}: tensor `{}` holds {dtype} values; only F64, F32, F16 and BF16 are supported",
+        Shown(.file),
+        Shown(.tensor)
+    )]
     WrongDtype {
         /// The file.
         file: String,
@@ -93,8 +119,10 @@ pub enum LoadError {
     },
     /// Weights that the configuration has no place for: a different network than it says.
     #[error(
-        "{file}: tensor `{tensor}` (shape {shape:?}) has no place in the network that the configuration \
-         describes{more}; the weights belong to another configuration"
+        "{}: tensor `{}` (shape {shape:?}) has no place in the network that the configuration describes{more}; \
+         the weights belong to another configuration",
+        Shown(.file),
+        Shown(.tensor)
     )]
     UnusedTensor {
         /// The file.
@@ -107,7 +135,7 @@ pub enum LoadError {
         more: String,
     },
     /// A tokenizer's files contradict themselves.
-    #[error("{file}: {reason}")]
+    #[error("{}: {}", Shown(.file), Shown(.reason))]
     Tokenizer {
         /// The file.
         file: String,
@@ -115,7 +143,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A device that is unknown, absent, or not built in.
-    #[error("device `{device}`: {reason}")]
+    #[error("device `{}`: {reason}", Shown(.device))]
     Device {
         /// What was asked for.
         device: String,
@@ -129,7 +157,7 @@ pub enum LoadError {
     #[error("placing weights on the device failed: {0}")]
     Placement(String),
     /// A folder that is not a model.
-    #[error("{} is not a model folder: it has no model_index.json", .0.display())]
+    #[error("{} is not a model folder: it has no model_index.json", Shown(&.0.display().to_string()))]
     NotAModel(PathBuf),
 }
 

@@ -1,17 +1,29 @@
-//! Where a model's files are: embedded in the binary, or in a folder. Weights in a folder are
-//! mapped, not read: pages come in when a tensor is used and can be dropped under memory pressure.
+//! Where a model's files are: embedded in the binary, or in a folder.
 //!
-//! Unsafe code: mapping a file is unsafe because its bytes change if someone else writes to it.
-#![allow(unsafe_code)]
+//! Small files are read whole, up to a limit. Weights are read in pieces when a tensor is placed, and never
+//! kept: the system's cache has them as long as it has room. They are not mapped, because the bytes of a
+//! mapping change, and its end goes away (SIGBUS), when somebody writes to the file.
+//!
+//! A file of weights stays open from when it is hashed until the worker ends, so that replacing it by another
+//! of the same name, as downloads do, changes nothing. Written to in place, it would no longer be what the
+//! fingerprint says: so its length and time of modification are compared after every use ([`Blob::check`]).
 
-use std::fs::File;
-use std::ops::Deref;
+use std::fs::{File, Metadata};
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::PathBuf;
-
-use memmap2::Mmap;
+use std::sync::Mutex;
+use std::time::SystemTime;
 
 use super::error::LoadError;
 use super::pocket::EmbeddedFile;
+
+/// Bytes of a text, at most: many times what any tokenizer has.
+const LONGEST_TEXT: u64 = 64 << 20;
+/// Bytes of a text that is parsed into values, which take many times as much memory.
+const LONGEST_JSON: u64 = 16 << 20;
+/// Bytes that are read of weights at a time: whole numbers of any format.
+const PIECE: usize = 1 << 20;
 
 /// The files of one model, by their paths inside it (`unet/config.json`).
 #[derive(Debug, Clone)]
@@ -22,23 +34,84 @@ pub(crate) enum ModelFiles {
     Folder(PathBuf),
 }
 
-/// The bytes of one file.
+/// The bytes of one file of weights.
 #[derive(Debug)]
-pub(crate) enum Blob {
-    /// Embedded in the binary.
-    Embedded(&'static [u8]),
-    /// Mapped from a file.
-    Mapped(Mmap),
+pub(crate) struct Blob {
+    name: String,
+    content: Content,
 }
 
-impl Deref for Blob {
-    type Target = [u8];
+#[derive(Debug)]
+enum Content {
+    Embedded(&'static [u8]),
+    File { file: Mutex<File>, stamp: Stamp },
+}
 
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Embedded(bytes) => bytes,
-            Self::Mapped(map) => map,
+/// What changes when a file is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self { length: metadata.len(), modified: metadata.modified().ok() }
+    }
+}
+
+impl Blob {
+    /// How it is shown in messages.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its length in bytes, when it was opened.
+    pub(crate) fn len(&self) -> u64 {
+        match &self.content {
+            Content::Embedded(bytes) => bytes.len() as u64,
+            Content::File { stamp, .. } => stamp.length,
         }
+    }
+
+    /// Reads a part of it, in pieces of whole MiB, but for the last.
+    pub(crate) fn read(&self, range: Range<u64>, mut take: impl FnMut(&[u8])) -> Result<(), LoadError> {
+        match &self.content {
+            Content::Embedded(bytes) => take(&bytes[range.start as usize..range.end as usize]),
+            Content::File { file, .. } => {
+                let mut file = file.lock().expect("no reader panics");
+                file.seek(SeekFrom::Start(range.start)).map_err(|e| self.failed(e))?;
+                let mut left = range.end - range.start;
+                let mut piece = vec![0; PIECE.min(left as usize)];
+                while left > 0 {
+                    let some = piece.len().min(left as usize);
+                    file.read_exact(&mut piece[..some]).map_err(|e| self.failed(e))?;
+                    take(&piece[..some]);
+                    left -= some as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails where the file is no longer what was opened. What was read before is to be thrown away then.
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        let Content::File { file, stamp } = &self.content else { return Ok(()) };
+        let metadata = file.lock().expect("no reader panics").metadata();
+        let now = Stamp::of(&metadata.map_err(|source| LoadError::Read { file: self.name.clone(), source })?);
+        if now == *stamp {
+            return Ok(());
+        }
+        let what = match (stamp.length, now.length) {
+            (old, new) if old != new => format!("{old} bytes then, {new} now"),
+            _ => "it was written to".into(),
+        };
+        Err(LoadError::Changed { file: self.name.clone(), what })
+    }
+
+    /// Why reading failed: most likely because the file has become shorter.
+    fn failed(&self, source: std::io::Error) -> LoadError {
+        self.check().err().unwrap_or_else(|| LoadError::Read { file: self.name.clone(), source })
     }
 }
 
@@ -59,53 +132,136 @@ impl ModelFiles {
         }
     }
 
-    /// The file's bytes, mapped where it is a file of its own.
-    pub(crate) fn open(&self, path: &str) -> Result<Blob, LoadError> {
-        let missing = || LoadError::MissingFile {
+    fn embedded(&self, files: &'static [EmbeddedFile], path: &str) -> Result<&'static [u8], LoadError> {
+        let found = files.iter().find(|(name, _)| *name == path);
+        found.map(|(_, bytes)| *bytes).ok_or_else(|| self.missing(path))
+    }
+
+    fn missing(&self, path: &str) -> LoadError {
+        LoadError::MissingFile {
             file: self.name(path),
             remedy: "a model has the layout of the public SDXL repositories".into(),
-        };
-        match self {
-            Self::Embedded(files) => {
-                let (_, bytes) = files.iter().find(|(name, _)| *name == path).ok_or_else(missing)?;
-                Ok(Blob::Embedded(bytes))
-            }
-            Self::Folder(root) => {
-                let full = root.join(path);
-                if !full.is_file() {
-                    return Err(missing());
-                }
-                let read = |source| LoadError::Read { file: full.display().to_string(), source };
-                let file = File::open(&full).map_err(read)?;
-                if file.metadata().map_err(read)?.len() == 0 {
-                    return Ok(Blob::Embedded(&[]));
-                }
-                // SAFETY: the mapping is read-only and private to this process. Model files are
-                // write-once (the hub cache renames finished downloads into place); a program that
-                // rewrites one in place under a running worker could change weights, which the
-                // fingerprint taken at load would no longer describe, but the bytes are only ever
-                // read as numbers, so no invariant of the language depends on them.
-                let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-                Ok(Blob::Mapped(map))
-            }
         }
+    }
+
+    fn file(&self, root: &std::path::Path, path: &str) -> Result<(File, Metadata), LoadError> {
+        let full = root.join(path);
+        // Opening a pipe would wait for somebody to write to it.
+        if !full.is_file() {
+            return Err(self.missing(path));
+        }
+        let read = |source| LoadError::Read { file: self.name(path), source };
+        let file = File::open(&full).map_err(read)?;
+        let metadata = file.metadata().map_err(read)?;
+        Ok((file, metadata))
+    }
+
+    /// A file of weights, to read parts of.
+    pub(crate) fn open(&self, path: &str) -> Result<Blob, LoadError> {
+        let content = match self {
+            Self::Embedded(files) => Content::Embedded(self.embedded(files, path)?),
+            Self::Folder(root) => {
+                let (file, metadata) = self.file(root, path)?;
+                Content::File { file: Mutex::new(file), stamp: Stamp::of(&metadata) }
+            }
+        };
+        Ok(Blob { name: self.name(path), content })
     }
 
     /// The file as text.
     pub(crate) fn text(&self, path: &str) -> Result<String, LoadError> {
-        let blob = self.open(path)?;
-        match std::str::from_utf8(&blob) {
-            Ok(text) => Ok(text.to_owned()),
-            Err(error) => {
-                Err(LoadError::Json { file: self.name(path), reason: format!("not UTF-8: {error}") })
-            }
-        }
+        self.text_up_to(path, LONGEST_TEXT)
     }
 
     /// The file as JSON.
     pub(crate) fn json(&self, path: &str) -> Result<serde_json::Value, LoadError> {
-        let text = self.text(path)?;
+        let text = self.text_up_to(path, LONGEST_JSON)?;
         serde_json::from_str(&text)
             .map_err(|e| LoadError::Json { file: self.name(path), reason: e.to_string() })
+    }
+
+    fn text_up_to(&self, path: &str, longest: u64) -> Result<String, LoadError> {
+        let bytes = match self {
+            Self::Embedded(files) => self.embedded(files, path)?.to_vec(),
+            Self::Folder(root) => {
+                let (file, _) = self.file(root, path)?;
+                let mut bytes = Vec::new();
+                // One byte more than there may be, whatever the file says of its length.
+                let read = file.take(longest + 1).read_to_end(&mut bytes);
+                read.map_err(|source| LoadError::Read { file: self.name(path), source })?;
+                bytes
+            }
+        };
+        let bad = |reason: String| LoadError::Json { file: self.name(path), reason };
+        if bytes.len() as u64 > longest {
+            return Err(bad(format!("more than {} MiB", longest >> 20)));
+        }
+        String::from_utf8(bytes).map_err(|error| bad(format!("not UTF-8: {}", error.utf8_error())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn folder(name: &str, bytes: &[u8]) -> (tempfile::TempDir, ModelFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+        let files = ModelFiles::Folder(folder.path().to_owned());
+        (folder, files)
+    }
+
+    fn read(blob: &Blob, range: Range<u64>) -> Result<Vec<u8>, LoadError> {
+        let mut all = Vec::new();
+        blob.read(range, |piece| all.extend_from_slice(piece))?;
+        Ok(all)
+    }
+
+    #[test]
+    fn parts_are_read_in_pieces() {
+        let bytes: Vec<u8> = (0..5 * PIECE / 2).map(|i| (i % 251) as u8).collect();
+        let (_folder, files) = folder("w", &bytes);
+        let blob = files.open("w").unwrap();
+        assert_eq!(blob.len(), bytes.len() as u64);
+        assert_eq!(read(&blob, 0..blob.len()).unwrap(), bytes);
+        assert_eq!(read(&blob, 7..PIECE as u64 + 9).unwrap(), bytes[7..PIECE + 9]);
+        assert!(read(&blob, 7..7).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_changes_in_place_is_named_and_one_that_is_replaced_stays_what_it_was() {
+        let (folder, files) = folder("w", &[1; 100]);
+        let path = folder.path().join("w");
+        let blob = files.open("w").unwrap();
+        blob.check().unwrap();
+        // Another file of the same name.
+        std::fs::write(folder.path().join("new"), [2; 50]).unwrap();
+        std::fs::rename(folder.path().join("new"), &path).unwrap();
+        blob.check().unwrap();
+        assert_eq!(read(&blob, 0..100).unwrap(), [1; 100]);
+        // Cut short: an error, no signal.
+        let blob = files.open("w").unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(20).unwrap();
+        let error = read(&blob, 0..50).unwrap_err().to_string();
+        assert!(error.contains("changed") && error.contains("50 bytes then, 20 now"), "{error}");
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+        // Rewritten with as many bytes.
+        let blob = files.open("w").unwrap();
+        let mut file = File::options().write(true).open(&path).unwrap();
+        file.write_all(&[3; 20]).unwrap();
+        file.set_modified(SystemTime::now() + std::time::Duration::from_secs(2)).unwrap();
+        let error = blob.check().unwrap_err().to_string();
+        assert!(error.contains("it was written to"), "{error}");
+    }
+
+    #[test]
+    fn texts_have_a_limit_and_must_be_texts() {
+        let (folder, files) = folder("t", &[0xff; 3]);
+        assert!(files.text("t").unwrap_err().to_string().contains("not UTF-8"));
+        File::options().write(true).open(folder.path().join("t")).unwrap().set_len(LONGEST_TEXT + 1).unwrap();
+        assert!(files.text("t").unwrap_err().to_string().contains("more than 64 MiB"));
+        assert!(files.json("t").unwrap_err().to_string().contains("more than 16 MiB"));
     }
 }

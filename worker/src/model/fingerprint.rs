@@ -29,8 +29,8 @@ impl Content {
     }
 
     /// Every tensor's name, number format, shape and bytes, by name.
-    pub(crate) fn add_weights(&mut self, weights: &Weights) {
-        for (name, dtype, shape, bytes) in weights.iter() {
+    pub(crate) fn add_weights(&mut self, weights: &Weights) -> Result<(), LoadError> {
+        for (name, dtype, shape, length) in weights.iter() {
             if is_known_buffer(name) {
                 continue;
             }
@@ -40,8 +40,12 @@ impl Content {
             for n in shape {
                 self.0.update(&(*n as u64).to_le_bytes());
             }
-            self.field(bytes);
+            self.0.update(&length.to_le_bytes());
+            weights.read(name, |piece| {
+                self.0.update(piece);
+            })?;
         }
+        weights.check()
     }
 
     /// The hash.

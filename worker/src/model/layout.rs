@@ -34,12 +34,17 @@ pub(crate) fn weight_map(index: &serde_json::Value) -> Result<BTreeMap<String, S
     map.iter()
         .map(|(tensor, file)| {
             let file = file.as_str().ok_or(format!("`weight_map` of `{tensor}` is not a file name"))?;
-            if file.contains(['/', '\\']) {
+            if !is_plain_name(file) {
                 return Err(format!("`weight_map` of `{tensor}` leaves the folder: `{file}`"));
             }
             Ok((tensor.clone(), file.to_owned()))
         })
         .collect()
+}
+
+/// Whether a name is that of a file in the folder that it is looked up in, on every system.
+fn is_plain_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', ':', '\0'])
 }
 
 /// Which of a repository's `files` a model needs besides shards (which the chosen index lists):
@@ -120,8 +125,10 @@ mod tests {
 
     #[test]
     fn an_index_cannot_leave_its_folder() {
-        let index = serde_json::json!({"weight_map": {"a": "../../secret.safetensors"}});
-        assert!(weight_map(&index).unwrap_err().contains("leaves the folder"));
+        for outside in ["../../secret.safetensors", "..", ".", "", "/etc/passwd", "C:x", "a\\b", "a\0b"] {
+            let index = serde_json::json!({"weight_map": {"a": outside}});
+            assert!(weight_map(&index).unwrap_err().contains("leaves the folder"), "{outside:?}");
+        }
         assert!(weight_map(&serde_json::json!({})).is_err());
     }
 }

@@ -115,6 +115,7 @@ impl SdxlModel {
         };
         let tokenizers =
             [tokenizer("tokenizer", &configs.text[0])?, tokenizer("tokenizer_2", &configs.text[1])?];
+        Tokenizer::check_pair(files, &tokenizers)?;
         let batch = batch.patches(&device, configs.unet.sample_size);
         let memory = device_bytes((&device, dtype), batch, &configs, &weights);
         if device.is_cpu() {
@@ -331,7 +332,9 @@ impl Backend for SdxlModel {
             self.text = Some(self.build_text(Mode::Read)?);
         }
         let Text(encoders) = self.text.as_ref().expect("placed above");
-        let tokens = [self.tokenizers[0].encode(prompt), self.tokenizers[1].encode(prompt)];
+        let encode =
+            |i: usize| self.tokenizers[i].encode(prompt).map_err(|reason| BackendError::Prompt { reason });
+        let tokens = [encode(0)?, encode(1)?];
         let dropped = tokens[0].dropped.max(tokens[1].dropped);
         let compute = || -> candle_core::Result<TextEncoding> {
             let (first, second) =

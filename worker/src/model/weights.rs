@@ -1,4 +1,4 @@
-//! Weights by name, from mapped safetensors files.
+//! Weights by name, from safetensors files.
 //!
 //! [`Weights`] is one component's tensors, whatever files they are spread over. [`Scope`] hands
 //! them to layers by dotted name, checks every shape, and remembers which were taken, so that
@@ -9,10 +9,12 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 
 use super::error::LoadError;
 use super::files::{Blob, ModelFiles};
@@ -23,9 +25,12 @@ struct Entry {
     blob: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    start: usize,
-    end: usize,
+    /// Bytes of the file.
+    range: Range<u64>,
 }
+
+/// Bytes of a header, at most: many times what any network has.
+const LONGEST_HEADER: u64 = 16 << 20;
 
 /// Whether tensors are read or only checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +47,7 @@ pub(crate) enum Mode {
 pub(crate) struct Weights {
     /// What to call the whole in messages: the only file, or the index.
     name: String,
-    blobs: Vec<(String, Blob)>,
+    blobs: Vec<Blob>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -84,7 +89,7 @@ impl Weights {
         }
         for (tensor, shard) in &map {
             let file = files.name(&format!("{folder}/{shard}"));
-            let there = self.entries.get(tensor).is_some_and(|e| self.blobs[e.blob].0 == file);
+            let there = self.entries.get(tensor).is_some_and(|e| self.blobs[e.blob].name() == file);
             if !there {
                 return Err(LoadError::DamagedWeights {
                     file,
@@ -96,28 +101,22 @@ impl Weights {
     }
 
     fn add_file(&mut self, files: &ModelFiles, path: &str) -> Result<(), LoadError> {
-        let file = files.name(path);
         let blob = files.open(path)?;
-        let damaged = |reason: String| LoadError::DamagedWeights { file: file.clone(), reason };
-        // `deserialize` checks that the header parses, that tensors neither overlap nor leave
-        // holes, and that the file is exactly as long as they need.
-        SafeTensors::deserialize(&blob).map_err(|e| damaged(explain(&e, blob.len())))?;
-        let (header, metadata) = SafeTensors::read_metadata(&blob).map_err(|e| damaged(e.to_string()))?;
-        let index = self.blobs.len();
+        let damaged = |reason: String| LoadError::DamagedWeights { file: blob.name().to_owned(), reason };
+        let (header, metadata) = read_header(&blob)?;
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let entry = Entry {
-                blob: index,
+                blob: self.blobs.len(),
                 dtype: info.dtype,
                 shape: info.shape.clone(),
-                start: header + 8 + start,
-                end: header + 8 + end,
+                range: header + start as u64..header + end as u64,
             };
             if self.entries.insert(name.clone(), entry).is_some() {
                 return Err(damaged(format!("tensor `{name}` is also in another shard")));
             }
         }
-        self.blobs.push((file, blob));
+        self.blobs.push(blob);
         Ok(())
     }
 
@@ -126,15 +125,26 @@ impl Weights {
         self.entries.values().map(|e| e.shape.iter().product::<usize>() as u64).sum()
     }
 
-    /// Every tensor as (name, number format, shape, bytes), sorted by name.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, String, &[usize], &[u8])> {
+    /// Every tensor as (name, number format, shape, length in bytes), sorted by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, String, &[usize], u64)> {
         self.entries.iter().map(|(name, e)| {
-            let bytes = &self.blobs[e.blob].1[e.start..e.end];
-            (name.as_str(), format!("{:?}", e.dtype), e.shape.as_slice(), bytes)
+            (name.as_str(), format!("{:?}", e.dtype), e.shape.as_slice(), e.range.end - e.range.start)
         })
     }
 
-    /// Runs `build` over all the tensors and refuses what it did not take.
+    /// Reads a tensor that [`Self::iter`] gave, in pieces.
+    pub(crate) fn read(&self, name: &str, take: impl FnMut(&[u8])) -> Result<(), LoadError> {
+        let entry = &self.entries[name];
+        self.blobs[entry.blob].read(entry.range.clone(), take)
+    }
+
+    /// Fails where a file is no longer what it was when it was opened.
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        self.blobs.iter().try_for_each(Blob::check)
+    }
+
+    /// Runs `build` over all the tensors and refuses what it did not take, and what was read of files that
+    /// changed meanwhile.
     pub(crate) fn build<T>(
         &self,
         mode: Mode,
@@ -146,6 +156,9 @@ impl Weights {
         let scope = Scope { weights: self, taken: &taken, mode, device, dtype, prefix: String::new() };
         let built = build(&scope)?;
         self.finish(&taken.borrow())?;
+        if mode == Mode::Read {
+            self.check()?;
+        }
         Ok(built)
     }
 
@@ -158,7 +171,7 @@ impl Weights {
             n => format!(", nor have {n} others"),
         };
         Err(LoadError::UnusedTensor {
-            file: self.blobs[entry.blob].0.clone(),
+            file: self.blobs[entry.blob].name().to_owned(),
             tensor: tensor.clone(),
             shape: entry.shape.clone(),
             more,
@@ -171,14 +184,37 @@ pub(crate) fn is_known_buffer(name: &str) -> bool {
     name.ends_with("embeddings.position_ids") || name == "logit_scale"
 }
 
-fn explain(error: &safetensors::SafeTensorError, length: usize) -> String {
-    use safetensors::SafeTensorError as E;
-    match error {
-        E::HeaderTooSmall | E::InvalidHeaderLength | E::MetadataIncompleteBuffer => {
-            format!("its {length} bytes are not the number its header calls for ({error})")
-        }
-        other => other.to_string(),
+/// What a file's header says, and where it ends. Tensors neither overlap nor leave holes, have as many bytes as
+/// their shapes call for, and end where the file does.
+fn read_header(blob: &Blob) -> Result<(u64, Metadata), LoadError> {
+    const SIZE: u64 = 8;
+    let damaged = |reason: String| LoadError::DamagedWeights { file: blob.name().to_owned(), reason };
+    let wrong = |what: &str| {
+        damaged(format!("its {} bytes are not the number its header calls for ({what})", blob.len()))
+    };
+    if blob.len() < SIZE {
+        return Err(wrong("no room for a header"));
     }
+    let mut size = Vec::new();
+    blob.read(0..SIZE, |piece| size.extend_from_slice(piece))?;
+    let length = u64::from_le_bytes(size.try_into().expect("as many bytes as were asked for"));
+    if length > LONGEST_HEADER {
+        return Err(damaged(format!("a header of {length} bytes; at most {LONGEST_HEADER} are supported")));
+    }
+    let end = SIZE + length;
+    if end > blob.len() {
+        return Err(wrong("it is longer"));
+    }
+    let mut header = Vec::new();
+    blob.read(SIZE..end, |piece| header.extend_from_slice(piece))?;
+    // Overlaps, holes, overflows and sizes are checked here.
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|e| damaged(format!("its header: {e}")))?;
+    let data = metadata.tensors().into_values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+    if end.checked_add(data) != Some(blob.len()) {
+        return Err(wrong(&format!("{data} after the header")));
+    }
+    Ok((end, metadata))
 }
 
 /// A view of the weights under one dotted prefix.
@@ -218,10 +254,10 @@ impl<'a> Scope<'a> {
                 expected: wanted.to_vec(),
             });
         };
-        let (file, blob) = &self.weights.blobs[entry.blob];
+        let file = self.weights.blobs[entry.blob].name();
         if !shapes.contains(&entry.shape.as_slice()) {
             return Err(LoadError::WrongShape {
-                file: file.clone(),
+                file: file.to_owned(),
                 tensor: full,
                 expected: wanted.to_vec(),
                 actual: entry.shape.clone(),
@@ -229,7 +265,7 @@ impl<'a> Scope<'a> {
         }
         if !matches!(entry.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(LoadError::WrongDtype {
-                file: file.clone(),
+                file: file.to_owned(),
                 tensor: full,
                 dtype: format!("{:?}", entry.dtype),
             });
@@ -238,30 +274,31 @@ impl<'a> Scope<'a> {
         if self.mode == Mode::Check {
             return Ok(Tensor::zeros((), self.dtype, &Device::Cpu)?);
         }
-        let bytes = &blob[entry.start..entry.end];
-        Ok(self.place(bytes, entry.dtype, wanted)?)
+        self.place(entry, wanted)
     }
 
-    fn place(&self, bytes: &[u8], from: Dtype, shape: &[usize]) -> candle_core::Result<Tensor> {
+    fn place(&self, entry: &Entry, shape: &[usize]) -> Result<Tensor, LoadError> {
+        let (blob, from) = (&self.weights.blobs[entry.blob], entry.dtype);
+        let count = shape.iter().product();
         let host = match self.dtype {
             // A file's own half format is copied as it is: no detour through f32.
             DType::F16 if from == Dtype::F16 => {
-                Tensor::from_vec(pairs(bytes).map(f16::from_le_bytes).collect(), shape, &Device::Cpu)?
+                Tensor::from_vec(values(blob, entry, count, f16::from_le_bytes)?, shape, &Device::Cpu)?
             }
             DType::BF16 if from == Dtype::BF16 => {
-                Tensor::from_vec(pairs(bytes).map(bf16::from_le_bytes).collect(), shape, &Device::Cpu)?
+                Tensor::from_vec(values(blob, entry, count, bf16::from_le_bytes)?, shape, &Device::Cpu)?
             }
             dtype => {
                 let wide: Vec<f32> = match from {
-                    Dtype::F16 => pairs(bytes).map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-                    Dtype::BF16 => pairs(bytes).map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-                    Dtype::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-                    _ => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                    Dtype::F16 => values(blob, entry, count, |b| f16::from_le_bytes(b).to_f32())?,
+                    Dtype::BF16 => values(blob, entry, count, |b| bf16::from_le_bytes(b).to_f32())?,
+                    Dtype::F64 => values(blob, entry, count, |b| f64::from_le_bytes(b) as f32)?,
+                    _ => values(blob, entry, count, f32::from_le_bytes)?,
                 };
                 Tensor::from_vec(wide, shape, &Device::Cpu)?.to_dtype(dtype)?
             }
         };
-        host.to_device(self.device)
+        Ok(host.to_device(self.device)?)
     }
 
     fn full(&self, name: &str) -> String {
@@ -269,6 +306,16 @@ impl<'a> Scope<'a> {
     }
 }
 
-fn pairs(bytes: &[u8]) -> impl Iterator<Item = [u8; 2]> {
-    bytes.as_chunks().0.iter().copied()
+/// A tensor's values, `N` bytes each.
+fn values<T, const N: usize>(
+    blob: &Blob,
+    entry: &Entry,
+    count: usize,
+    value: impl Fn([u8; N]) -> T,
+) -> Result<Vec<T>, LoadError> {
+    let mut values = Vec::with_capacity(count);
+    blob.read(entry.range.clone(), |piece| {
+        values.extend(piece.as_chunks().0.iter().map(|bytes| value(*bytes)));
+    })?;
+    Ok(values)
 }
