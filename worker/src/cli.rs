@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use gigasmith_proto::domain::Dtype;
+use gigasmith_proto::text::check_name;
 use tokio::sync::mpsc;
 
 use crate::connect::{ConnectArgs, ConnectError};
@@ -63,12 +64,17 @@ pub struct WorkerArgs {
     pub device: DeviceArgs,
     /// What to call this worker; made unique by the coordinator. The machine's name and the device
     /// unless given.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
     pub name: Option<String>,
     /// Tasks in flight: a batch computed, the others waiting, so that the device never idles. Two batches
     /// unless given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=128))]
     pub slots: Option<u32>,
+}
+
+/// A name that coordinators accept: better refused now than when the model is loaded.
+fn parse_name(name: &str) -> Result<String, String> {
+    check_name(name).map(|()| name.trim().to_owned())
 }
 
 /// Why a worker ended.
@@ -92,7 +98,7 @@ impl WorkerFailure {
     /// The process's exit code: the same as `gigasmith`'s.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Load(_) | Self::Start(_) => 3,
+            Self::Load(_) | Self::Start(_) | Self::Session(SessionError::NoDevice) => 3,
             Self::Connect(ConnectError::Address(_) | ConnectError::HalfIdentity) => 2,
             Self::Connect(ConnectError::File { .. }) => 4,
             Self::Connect(ConnectError::Unreachable { .. }) | Self::Session(_) => 7,
@@ -123,6 +129,10 @@ pub async fn start_device(source: ModelSource, args: &DeviceArgs) -> Result<Devi
 pub async fn run(args: WorkerArgs, mut asks: Asks) -> Result<Ended, WorkerFailure> {
     let source = ModelSource::parse(&args.model)?;
     let (token, channel) = (args.connect.token()?, args.connect.lazy()?);
+    tokio::select! {
+        greeted = session::greet(channel.clone(), token.clone(), &args.connect.coordinator) => greeted?,
+        Some(_) = asks.recv() => return Ok(Ended::Interrupted),
+    }
     let device = tokio::select! {
         started = start_device(source, &args.device) => Arc::new(started?),
         Some(_) = asks.recv() => return Ok(Ended::Interrupted),
@@ -150,7 +160,9 @@ pub async fn run(args: WorkerArgs, mut asks: Asks) -> Result<Ended, WorkerFailur
 fn default_name(device: &str, backend: &str) -> String {
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let device = if device == "auto" { backend.split('/').next().unwrap_or("device") } else { device };
-    format!("{host}-{}", device.replace(':', ""))
+    // What the system calls the machine may be no name for a worker.
+    let named = format!("{host}-{}", device.replace(':', ""));
+    if check_name(&named).is_ok() { named } else { format!("worker-{}", device.replace(':', "")) }
 }
 
 /// Turns the system's signals into asks: Ctrl-C is a person's, SIGTERM a supervisor's.

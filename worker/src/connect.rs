@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use gigasmith_proto::text::Shown;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -104,9 +105,16 @@ fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
 }
 
 impl ConnectArgs {
-    /// The token to show.
+    /// The token to show. Warns where everybody on the way could read it.
     pub fn token(&self) -> Result<Token, ConnectError> {
         let Some(path) = &self.token_file else { return Ok(Token(None)) };
+        if is_plain_and_remote(&self.coordinator) {
+            tracing::warn!(
+                coordinator = %Shown(&self.coordinator),
+                "the connection is not encrypted: the token can be read on the way; see --tls-cert of `gigasmith \
+                 serve`, and use https://"
+            );
+        }
         let header = format!("Bearer {}", read_token(path)?);
         let header = header.parse().expect("a token is printable");
         Ok(Token(Some(header)))
@@ -163,7 +171,17 @@ impl ConnectArgs {
     }
 }
 
-/// What to try when a coordinator cannot be reached for a reason; empty when nothing comes to mind.
+/// Whether an address is reached without encryption, and through a network.
+fn is_plain_and_remote(address: &str) -> bool {
+    let Ok(uri) = address.parse::<tonic::transport::Uri>() else { return false };
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_here = host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+    uri.scheme_str() == Some("http") && !is_here
+}
+
+/// What to try when a coordinator that never answered cannot be reached for a reason; empty when nothing comes to
+/// mind.
 pub fn hint(address: &str, reason: &str) -> &'static str {
     let is_plain = address.starts_with("http://");
     match () {
@@ -186,6 +204,11 @@ pub fn hint(address: &str, reason: &str) -> &'static str {
         }
         () => "",
     }
+}
+
+/// The same for one that answered before: it speaks what we do, so that a connection that breaks is just that.
+pub(crate) fn hint_again(reason: &str) -> &'static str {
+    if reason.contains("refused") { "; is it being restarted?" } else { "" }
 }
 
 /// What a status says, with the causes of one that arose on our side of the connection.
@@ -213,5 +236,51 @@ fn chain(error: &dyn std::error::Error, text: &str) -> String {
     if parts.iter().any(|p| !says_nothing(p)) {
         parts.retain(|p| !says_nothing(p));
     }
-    parts.join(": ")
+    // The other side may have written it.
+    Shown(&parts.join(": ")).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_safe_on_this_machine_and_in_tls() {
+        for remote in [
+            "http://10.0.0.1:7464",
+            "http://farm.example:7464",
+            "http://[2001:db8::1]:7464",
+            "http://0.0.0.0",
+        ] {
+            assert!(is_plain_and_remote(remote), "{remote}");
+        }
+        for safe in [
+            DEFAULT_ADDRESS,
+            "http://localhost:1",
+            "http://LOCALHOST:1",
+            "http://127.8.9.1:1",
+            "http://[::1]:7464",
+            "http://[::ffff:127.0.0.1]:7464",
+            "https://10.0.0.1:7464",
+            "nonsense",
+        ] {
+            assert!(!is_plain_and_remote(safe), "{safe}");
+        }
+    }
+
+    #[test]
+    fn only_a_coordinator_that_never_answered_may_speak_tls() {
+        for broken in ["broken pipe", "connection reset by peer", "http2 error", "operation was canceled"] {
+            assert!(hint("http://farm:1", broken).contains("--tls-ca"), "{broken}");
+            assert_eq!(hint_again(broken), "");
+        }
+        assert!(hint("http://farm:1", "connection refused").contains("gigasmith serve"));
+        assert!(hint_again("connection refused").contains("restarted"));
+        assert_eq!(hint("https://farm:1", "broken pipe"), "");
+    }
+
+    #[test]
+    fn what_a_server_says_has_no_effect_on_a_terminal() {
+        assert_eq!(describe(&Status::aborted("\x1b[2Jgone")), "\\u{1b}[2Jgone");
+    }
 }

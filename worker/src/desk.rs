@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use gigasmith_proto::domain::{Identifier, Welcome};
 use gigasmith_proto::v1;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, Id};
 
 #[derive(Debug)]
 enum Item {
@@ -89,6 +89,12 @@ impl Desk {
         }
     }
 
+    /// The lease whose work a task of the runtime was.
+    pub(crate) fn lease_of(&self, work: Id) -> Option<u64> {
+        let is_it = |item: &Item| matches!(item, Item::UnderWay(handle) if handle.id() == work);
+        self.items.iter().find(|(_, item)| is_it(item)).map(|(lease, _)| *lease)
+    }
+
     /// A report has arrived.
     pub(crate) fn acknowledge(&mut self, lease: u64) {
         self.items.remove(&lease);
@@ -143,8 +149,10 @@ mod tests {
         desk.begin(1, first.abort_handle());
         desk.begin(2, second.abort_handle());
         desk.begin(3, third.abort_handle());
+        assert_eq!(desk.lease_of(second.id()), Some(2));
         desk.finish(report(1));
         desk.finish(report(9));
+        assert_eq!(desk.lease_of(first.id()), None, "it has a report");
         desk.send(|_| false);
         assert_eq!(sent(&mut desk), [1], "9 was withdrawn; 1 met a full queue, and is sent later");
         assert!(sent(&mut desk).is_empty(), "once is enough");

@@ -85,6 +85,11 @@ impl DeviceThread {
         &self.description
     }
 
+    /// Whether the thread still answers. One that ended without being told to has panicked.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Tasks in flight that keep the device busy: one call's patches computed, as many waiting.
     pub fn slots(&self) -> u32 {
         2 * self.batch as u32
@@ -180,8 +185,9 @@ impl Patches {
         }
     }
 
+    /// A backend that panics when it is asked has to be waited for: then it is known what is wrong.
     fn is_done(&self, backend: &dyn Backend) -> bool {
-        backend.is_done(&self.started)
+        catch_unwind(AssertUnwindSafe(|| backend.is_done(&self.started))).unwrap_or(true)
     }
 
     /// Waits for their answers, and gives them to who asked.
@@ -190,6 +196,7 @@ impl Patches {
         let finish = AssertUnwindSafe(|| backend.finish_noises(started, &patches(&jobs)));
         match catch_unwind(finish) {
             Ok(answers) => {
+                debug_assert_eq!(jobs.len(), answers.len(), "an answer to every patch");
                 for (job, answer) in jobs.into_iter().zip(answers) {
                     // The asker may have gone meanwhile: then nobody wants the answer.
                     let _ = job.reply.send(answer.map(TaskResult::Noise).map_err(failed));

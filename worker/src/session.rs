@@ -15,11 +15,12 @@ use gigasmith_proto::convert::{
     Outcome, TaskFailure, WireError, assignment_from_wire, hello_to_wire, report_to_wire, welcome_from_wire,
 };
 use gigasmith_proto::domain::{Hello, Identifier, Task, WireDtype};
+use gigasmith_proto::text::Shown;
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::coordinator_message::Message;
 use gigasmith_proto::v1::farm_client::FarmClient;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -27,12 +28,14 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tracing::Instrument;
 
-use crate::connect::{Token, describe, hint};
+use crate::connect::{Token, describe, hint, hint_again};
 use crate::desk::Desk;
 use crate::device::DeviceThread;
 use crate::library::Library;
 use crate::lifecycle::{Ask, Lifecycle};
 
+/// How long a coordinator may take to answer before the model is loaded.
+const GREETING: Duration = Duration::from_secs(5);
 /// Between two heartbeats: a third of what a coordinator waits for.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long the coordinator may take to say Welcome.
@@ -71,6 +74,9 @@ pub enum SessionError {
     /// The coordinator sent something without meaning.
     #[error("the coordinator sent a malformed message: {0}")]
     Malformed(#[from] WireError),
+    /// The thread that computes is gone: nothing this process could do is of any use.
+    #[error("the device's thread has ended by a panic; the message above says where: start the worker again")]
+    NoDevice,
     /// The coordinator did not answer.
     #[error("the coordinator did not answer within {} s", WELCOME.as_secs())]
     Silent,
@@ -86,11 +92,18 @@ impl SessionError {
     /// Whether another attempt could not go better: a wrong token, another version.
     pub fn is_final(&self) -> bool {
         use tonic::Code;
-        matches!(self, Self::Refused(status) if matches!(
-            status.code(),
-            Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument
-                | Code::Unimplemented
-        ))
+        match self {
+            Self::NoDevice => true,
+            Self::Refused(status) => matches!(
+                status.code(),
+                Code::Unauthenticated
+                    | Code::PermissionDenied
+                    | Code::FailedPrecondition
+                    | Code::InvalidArgument
+                    | Code::Unimplemented
+            ),
+            Self::Malformed(_) | Self::Silent => false,
+        }
     }
 }
 
@@ -104,6 +117,28 @@ pub enum Ended {
     Drained,
     /// A person did not want to wait: the device may be in the middle of a task.
     Interrupted,
+}
+
+/// Finds out whether a coordinator would refuse us, before a model is loaded for it. One that is away, or
+/// slow, may be there later: it is only warned of.
+pub(crate) async fn greet(channel: Channel, token: Token, coordinator: &str) -> Result<(), SessionError> {
+    // A question that costs nothing, and that a coordinator answers only to those who show the token: there is
+    // no such conditioning.
+    let nothing = v1::GetConditioningRequest { id: vec![0; 32].into() };
+    let mut client = FarmClient::with_interceptor(channel, token);
+    let status = match timeout(GREETING, client.get_conditioning(nothing)).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(status)) if status.code() == tonic::Code::NotFound => return Ok(()),
+        Ok(Err(status)) => status,
+        Err(_) => tonic::Status::unavailable("it does not answer"),
+    };
+    let error = SessionError::Refused(status);
+    if error.is_final() {
+        return Err(error);
+    }
+    let hint = hint(coordinator, &error.to_string());
+    tracing::warn!("the coordinator is away: {error}{hint}; the model is loaded meanwhile");
+    Ok(())
 }
 
 /// Works for a coordinator until it is drained, or until the connection is of no more use. `asks` must
@@ -129,6 +164,7 @@ pub async fn serve(
         work: JoinSet::new(),
         lifecycle: Lifecycle::Ready,
         welcomed: false,
+        is_known: false,
         last_heard: Instant::now(),
         asks,
     };
@@ -150,7 +186,10 @@ pub async fn serve(
                 // A coordinator that was there a moment ago is soon back, as a rule.
                 pause = if worker.welcomed { RETRY.0 } else { (pause * 2).min(RETRY.1) };
                 let reason = ended.err().map_or("it closed the stream".to_owned(), |e| e.to_string());
-                let hint = hint(&worker.options.coordinator, &reason);
+                let hint = match worker.is_known {
+                    true => hint_again(&reason),
+                    false => hint(&worker.options.coordinator, &reason),
+                };
                 tracing::warn!(retry_in = ?pause, "the coordinator is away: {reason}{hint}");
             }
         }
@@ -174,6 +213,8 @@ struct Worker {
     lifecycle: Lifecycle,
     /// Whether the present connection, or the last one, was answered.
     welcomed: bool,
+    /// Whether any connection was answered.
+    is_known: bool,
     /// When the coordinator was last there.
     last_heard: Instant,
     asks: Asks,
@@ -216,8 +257,8 @@ impl Worker {
             return Err(SessionError::Refused(tonic::Status::aborted("it did not say Welcome")));
         };
         let welcome = welcome_from_wire(welcome)?;
-        self.welcomed = true;
-        tracing::info!(name = welcome.name, "joined the farm");
+        (self.welcomed, self.is_known) = (true, true);
+        tracing::info!(name = %Shown(&welcome.name), "joined the farm");
         self.desk.welcome(&welcome);
         self.last_heard = Instant::now();
         if self.lifecycle == Lifecycle::Draining {
@@ -248,12 +289,11 @@ impl Worker {
                     Some(v1::CoordinatorMessage { message: None }) => {}
                     None => return Ok(()),
                 },
-                Some(done) = self.work.join_next() => {
-                    if let Ok(report) = done {
-                        self.desk.finish(report);
-                    }
-                }
+                Some(done) = self.work.join_next_with_id() => self.finished(done),
                 _ = heartbeat.tick() => {
+                    if !self.device.is_alive() {
+                        return Err(SessionError::NoDevice);
+                    }
                     // Behind a queue that does not move a heartbeat says nothing, and takes a report's place.
                     if outbound.capacity() > self.slots as usize + 1 {
                         let heartbeat = v1::worker_message::Message::Heartbeat(v1::Heartbeat {});
@@ -288,12 +328,29 @@ impl Worker {
                 tracing::info!("the coordinator asks to drain");
                 self.asked(Ask::Drain, outbound);
             }
-            Message::Notice(v1::Notice { text }) => tracing::warn!("the coordinator says: {text}"),
+            Message::Notice(v1::Notice { text }) => tracing::warn!("the coordinator says: {}", Shown(&text)),
             Message::Welcome(_) => {
                 return Err(SessionError::Refused(tonic::Status::aborted("it said Welcome twice")));
             }
         }
         Ok(())
+    }
+
+    /// A task of the runtime has ended. One that panicked is a failure of the coordinator's task: its lease must
+    /// not stand for ever.
+    fn finished(&mut self, done: Result<(tokio::task::Id, v1::Report), JoinError>) {
+        let report = match done {
+            Ok((_, report)) => report,
+            // Withdrawn.
+            Err(error) if error.is_cancelled() => return,
+            Err(error) => {
+                let Some(lease) = self.desk.lease_of(error.id()) else { return };
+                tracing::error!(lease, "a bug in gigasmith, please report it: {error}");
+                let message = format!("the worker panicked: {error}");
+                report_to_wire(lease, Err(TaskFailure { message, permanent: false }), WireDtype::F32)
+            }
+        };
+        self.desk.finish(report);
     }
 
     fn asked(&mut self, ask: Ask, outbound: &Outbound) {
@@ -321,11 +378,7 @@ impl Worker {
         loop {
             tokio::select! {
                 () = &mut pause => return false,
-                Some(done) = self.work.join_next() => {
-                    if let Ok(report) = done {
-                        self.desk.finish(report);
-                    }
-                }
+                Some(done) = self.work.join_next_with_id() => self.finished(done),
                 Some(ask) = self.asks.recv() => {
                     self.lifecycle = self.lifecycle.asked(ask, self.desk.len());
                     if self.lifecycle == Lifecycle::Drained {

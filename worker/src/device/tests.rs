@@ -9,7 +9,7 @@ use super::*;
 use crate::synthetic::Synthetic;
 
 /// A device that takes two patches together, is done when it has been asked a few times, and answers with the
-/// timestep. Timestep 13 fails, 666 panics at the start and 667 at the end.
+/// timestep. Timestep 13 fails, 666 panics at the start, 667 at the end, and 668 when it is asked whether it is done.
 struct Slow {
     inner: Synthetic,
     log: Arc<Mutex<Vec<String>>>,
@@ -53,7 +53,10 @@ impl Backend for Slow {
         Started::new(self.predict_noises(patches))
     }
 
-    fn is_done(&self, _: &Started) -> bool {
+    fn is_done(&self, started: &Started) -> bool {
+        let answers = started.get::<Vec<Result<Array, BackendError>>>();
+        let is_faulty = answers.iter().flatten().any(|array| array.data() == [668.0]);
+        assert!(!is_faulty, "a fault in between");
         self.is_quick || self.polls.fetch_add(1, Ordering::Relaxed) > 20
     }
 
@@ -152,6 +155,9 @@ fn a_fault_is_the_answer_to_those_it_concerns_and_no_others() {
     let (answers, _) = work(&[1, 13, 2, 3].map(Work::Patch), false);
     assert_eq!((answers[0].as_str(), answers[2].as_str(), answers[3].as_str()), ("1", "2", "3"));
     assert!(answers[1].contains("negative conditioning"), "{answers:?}");
+    let (answers, log) = work(&[1, 668, 2].map(Work::Patch), false);
+    assert_eq!(answers, ["1", "668", "2"], "asked whether it is done, it panics, and is waited for");
+    assert_eq!(log.len(), 4);
     for (fault, wanted) in [(666, "a fault at the start"), (667, "a fault at the end")] {
         let (answers, _) = work(&[1, 2, fault, 3, 4, 5].map(Work::Patch), false);
         assert_eq!([0, 1, 4, 5].map(|i| answers[i].as_str()), ["1", "2", "4", "5"]);
