@@ -4,7 +4,7 @@
 use std::fmt;
 
 /// Characters of a text that [`Shown`] prints.
-const LONGEST: usize = 400;
+const LONGEST: usize = 1000;
 /// Bytes of a worker's name.
 const LONGEST_NAME: usize = 128;
 

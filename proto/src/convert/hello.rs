@@ -38,7 +38,7 @@ pub fn hello_from_wire(hello: v1::Hello) -> Result<Hello, WireError> {
     }
     Ok(Hello {
         name: name.to_owned(),
-        device: hello.device,
+        device: Shown(&hello.device).to_string(),
         slots: hello.slots,
         model: model_from_wire(required(hello.model, "model")?)?,
         instance: identifier(&hello.instance, "instance")?,

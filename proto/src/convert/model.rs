@@ -5,6 +5,7 @@ use crate::domain::{
     BetaSchedule, Component, Dtype, Fingerprint, ModelDescription, NumericClass, PredictionType, Preset,
     ScheduleConfig, TimestepSpacing, VaePair,
 };
+use crate::text::Shown;
 use crate::v1;
 
 /// More training timesteps than any model has; steps are counted in 16 bits.
@@ -130,7 +131,7 @@ pub fn model_from_wire(model: v1::Model) -> Result<ModelDescription, WireError> 
         return Err(WireError::invalid("model.scaling_factor", model.scaling_factor, "a number above 0"));
     }
     Ok(ModelDescription {
-        name: model.name,
+        name: Shown(&model.name).to_string(),
         fingerprints,
         numeric_class: class_from_wire(required(model.numeric_class, "model.numeric_class")?)?,
         patch_side: model.patch_side,

@@ -7,6 +7,7 @@ use crate::domain::{
     Array, Conditioning, ConditioningId, NoiseTask, PagScale, Rect, Task, TaskResult, TextEncoding,
     TileRules, Wanted, WireDtype,
 };
+use crate::text::Shown;
 use crate::v1;
 
 /// Why a worker could not do a task.
@@ -175,7 +176,11 @@ pub fn report_from_wire(report: v1::Report) -> Result<(u64, Outcome), WireError>
         Wire::Moments(moments) => Ok(TaskResult::Moments(array_from_wire(Some(moments), "moments")?)),
         Wire::Image(image) => Ok(TaskResult::Image(array_from_wire(Some(image), "image")?)),
         Wire::Norms(norms) => Ok(TaskResult::Norms(array_from_wire(Some(norms), "norms")?)),
-        Wire::Failure(failure) => Err(TaskFailure { message: failure.message, permanent: failure.permanent }),
+        // It ends up on terminals and pages.
+        Wire::Failure(failure) => {
+            let message = Shown(&failure.message).to_string();
+            Err(TaskFailure { message, permanent: failure.permanent })
+        }
     };
     Ok((report.lease, outcome))
 }
@@ -276,6 +281,9 @@ mod tests {
                 Ok((9, outcome))
             );
         }
+        let failure = TaskFailure { message: "\u{1b}[2Jgone".into(), permanent: true };
+        let (_, outcome) = report_from_wire(report_to_wire(9, Err(failure), WireDtype::F32)).unwrap();
+        assert_eq!(outcome.unwrap_err().message, "\\u{1b}[2Jgone", "it is printed as it is");
     }
 
     #[test]
