@@ -87,6 +87,8 @@ pub(super) enum Command {
         from: Connection,
         lease: LeaseId,
         outcome: Box<Outcome>,
+        /// Whether every number of it is.
+        is_finite: bool,
     },
     Heartbeat {
         from: Connection,
@@ -112,6 +114,8 @@ struct Pending {
     task: Task,
     wire: v1::assignment::Task,
     reply: oneshot::Sender<Result<TaskResult, TaskError>>,
+    /// Whether an answer held numbers that are not finite: a fault of a device gives them once, the model always.
+    was_not_finite: bool,
 }
 
 /// How often silent workers are looked for.
@@ -232,7 +236,9 @@ impl Owner {
                     self.leave(from, "it went away while joining");
                 }
             }
-            Command::Report { from, lease, outcome } => self.report(from.worker, lease, *outcome),
+            Command::Report { from, lease, outcome, is_finite } => {
+                self.report(from.worker, lease, *outcome, is_finite);
+            }
             Command::Heartbeat { from } => self.table.hear(self.now(), from.worker),
             Command::Draining { from } => self.draining(from.worker),
             Command::Leave { from, reason } => self.leave(from, &reason),
@@ -271,7 +277,7 @@ impl Owner {
         let Submission { job, order, task, wire, reply } = submission;
         // A lane that is closed has dropped the other end.
         if let Some(id) = self.table.submit(job, order, task.kind()) {
-            self.pending.insert(id, Pending { task, wire, reply });
+            self.pending.insert(id, Pending { task, wire, reply, was_not_finite: false });
         }
     }
 

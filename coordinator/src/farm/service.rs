@@ -93,8 +93,11 @@ async fn listen(
         let command = match message {
             Message::Report(report) => {
                 metrics.bytes(Direction::received, report.encoded_len() as u64);
-                let (lease, outcome) = (LeaseId(report.lease), Box::new(outcome(report)));
-                Command::Report { from, lease, outcome }
+                let lease = LeaseId(report.lease);
+                let outcome = outcome(report);
+                // Reads all of the result: here, so that the owner need not.
+                let is_finite = outcome.as_ref().map_or(true, check::is_finite);
+                Command::Report { from, lease, outcome: Box::new(outcome), is_finite }
             }
             Message::Heartbeat(_) => Command::Heartbeat { from },
             Message::Draining(_) => Command::Draining { from },
@@ -108,17 +111,9 @@ async fn listen(
     let _ = commands.send(Command::Leave { from, reason }).await;
 }
 
-/// A report's outcome; one that is damaged or not finite is a failure of the worker.
+/// A report's outcome; one that is damaged is a failure of the worker.
 fn outcome(report: v1::Report) -> Outcome {
     let failure = |message: String| TaskFailure { message, permanent: false };
     let (_, outcome) = report_from_wire(report).map_err(|e| failure(format!("a bad report: {e}")))?;
-    let result = outcome?;
-    if check::is_finite(&result) {
-        return Ok(result);
-    }
-    Err(failure(
-        "the answer holds numbers that are not finite: half precision may overflow in this model; try --dtype \
-         f32"
-        .to_owned(),
-    ))
+    outcome
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gigasmith_proto::convert::{Outcome, TaskFailure};
-use gigasmith_proto::domain::{Component, TaskResult, WorkerChange, WorkerState, WorkerStatus};
+use gigasmith_proto::domain::{Component, Dtype, TaskResult, WorkerChange, WorkerState, WorkerStatus};
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::coordinator_message::Message;
 
@@ -13,13 +13,29 @@ use super::Owner;
 use super::members::Wish;
 use crate::metrics::TaskOutcome;
 
+/// An answer of numbers that are not finite. What to do about it depends on what it was computed in.
+fn not_finite(dtype: Dtype, permanent: bool) -> TaskFailure {
+    let remedy = match dtype {
+        Dtype::F16 => "half precision may overflow in this model; try --dtype f32 or bf16",
+        Dtype::F32 | Dtype::Bf16 => {
+            "the model's weights or its configuration are damaged, or no model of this kind"
+        }
+    };
+    TaskFailure { message: format!("the answer holds numbers that are not finite: {remedy}"), permanent }
+}
+
 impl Owner {
     /// Takes in a report, whatever it is of, and acknowledges it.
-    pub(super) fn report(&mut self, worker: WorkerId, lease: LeaseId, outcome: Outcome) {
+    pub(super) fn report(&mut self, worker: WorkerId, lease: LeaseId, outcome: Outcome, is_finite: bool) {
         self.table.hear(self.now(), worker);
         self.send(worker, Message::Acknowledge(v1::Acknowledge { lease: lease.0 }));
         if self.exams.get(&lease) == Some(&worker) {
             self.exams.remove(&lease);
+            let dtype = self.model_of(worker).map(|model| model.numeric_class.dtype);
+            let outcome = match dtype {
+                Some(dtype) if !is_finite => Err(not_finite(dtype, false)),
+                _ => outcome,
+            };
             return self.examined(worker, outcome);
         }
         let (Some(id), Some(model)) = (self.table.leased(worker, lease), self.model_of(worker)) else {
@@ -27,6 +43,12 @@ impl Owner {
             self.metrics.task("any", TaskOutcome::late);
             return;
         };
+        if !is_finite {
+            // The same question twice: of the same class, the same answer, wherever it is asked next.
+            let pending = self.pending.get_mut(&id).expect("the table knows only pending tasks");
+            let again = std::mem::replace(&mut pending.was_not_finite, true);
+            return self.failed(worker, lease, not_finite(model.numeric_class.dtype, again));
+        }
         let task = &self.pending[&id].task;
         let text = self.members.get(worker).and_then(|m| self.admission.text_shapes(m.skills.model));
         let checked = outcome.and_then(|result| match check::shape(task, &result, &model, text.as_ref()) {
