@@ -26,6 +26,7 @@ use image::{DynamicImage, ImageDecoder, ImageReader};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 
+pub(crate) use self::png::bounded_text;
 pub use self::png::{read_settings_png, write_png};
 pub use dzi::folder::{FolderSink, check_replaceable};
 pub use dzi::{

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::path::Path;
 
+use png::text_metadata::ITXtChunk;
 use png::{BitDepth, ColorType, Compression, Decoder, Encoder};
 
 use super::tiles::read_exactly;
@@ -61,6 +62,16 @@ fn add_text<W: Write>(encoder: &mut Encoder<'_, W>, keyword: &str, text: String)
     Ok(added?)
 }
 
+/// The most that a compressed text may hold: a few bytes can stand for many.
+const LONGEST_TEXT: usize = 16 << 20;
+
+/// A text that may be compressed; `None` for one that is damaged or too long.
+pub(crate) fn bounded_text(chunk: &ITXtChunk) -> Option<String> {
+    let mut chunk = chunk.clone();
+    chunk.decompress_text_with_limit(LONGEST_TEXT).ok()?;
+    chunk.get_text().ok()
+}
+
 /// The settings' JSON of a PNG this program wrote; `None` when it carries none.
 pub fn read_settings_png(path: &Path) -> Result<Option<String>, ReadError> {
     let read = || -> Result<Option<String>, png::DecodingError> {
@@ -68,7 +79,7 @@ pub fn read_settings_png(path: &Path) -> Result<Option<String>, ReadError> {
         reader.finish()?;
         let info = reader.info();
         let latin1 = info.uncompressed_latin1_text.iter().map(|c| (&c.keyword, Some(c.text.clone())));
-        let utf8 = info.utf8_text.iter().map(|c| (&c.keyword, c.get_text().ok()));
+        let utf8 = info.utf8_text.iter().map(|c| (&c.keyword, bounded_text(c)));
         Ok(latin1.chain(utf8).find(|(keyword, _)| *keyword == SETTINGS).and_then(|(_, text)| text))
     };
     let explained = |e: png::DecodingError| format!("{e}; a PNG that gigasmith wrote is needed");

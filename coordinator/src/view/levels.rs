@@ -6,7 +6,7 @@ use std::sync::Arc;
 use png::{ColorType, Transformations};
 
 use super::{Description, TileSource, ViewError};
-use crate::output::{encode_jpeg, max_level};
+use crate::output::{bounded_text, encode_jpeg, max_level};
 use crate::raster::{Levels, Raster, Scratch};
 use crate::sampler::units::{ImageSize, PixelRect};
 
@@ -55,7 +55,7 @@ impl LevelsSource {
         let text = |keyword: &str| {
             let info = reader.info();
             let latin1 = info.uncompressed_latin1_text.iter().map(|c| (&c.keyword, Some(c.text.clone())));
-            let utf8 = info.utf8_text.iter().map(|c| (&c.keyword, c.get_text().ok()));
+            let utf8 = info.utf8_text.iter().map(|c| (&c.keyword, bounded_text(c)));
             latin1.chain(utf8).find(|(k, _)| *k == keyword).and_then(|(_, text)| text)
         };
         let description = Description {
