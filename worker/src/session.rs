@@ -339,18 +339,16 @@ impl Worker {
     /// A task of the runtime has ended. One that panicked is a failure of the coordinator's task: its lease must
     /// not stand for ever.
     fn finished(&mut self, done: Result<(tokio::task::Id, v1::Report), JoinError>) {
-        let report = match done {
-            Ok((_, report)) => report,
+        match done {
+            Ok((_, report)) => self.desk.finish(report),
             // Withdrawn.
-            Err(error) if error.is_cancelled() => return,
+            Err(error) if error.is_cancelled() => {}
             Err(error) => {
-                let Some(lease) = self.desk.lease_of(error.id()) else { return };
-                tracing::error!(lease, "a bug in gigasmith, please report it: {error}");
-                let message = format!("the worker panicked: {error}");
-                report_to_wire(lease, Err(TaskFailure { message, permanent: false }), WireDtype::F32)
+                if let Some(report) = failed(&self.desk, &error) {
+                    self.desk.finish(report);
+                }
             }
-        };
-        self.desk.finish(report);
+        }
     }
 
     fn asked(&mut self, ask: Ask, outbound: &Outbound) {
@@ -390,6 +388,14 @@ impl Worker {
     }
 }
 
+/// What to report of work that panicked, if anybody still wants to know.
+fn failed(desk: &Desk, error: &JoinError) -> Option<v1::Report> {
+    let lease = desk.lease_of(error.id())?;
+    tracing::error!(lease, "a bug in gigasmith, please report it: {error}");
+    let message = format!("the worker panicked: {error}");
+    Some(report_to_wire(lease, Err(TaskFailure { message, permanent: false }), WireDtype::F32))
+}
+
 fn message(message: v1::worker_message::Message) -> v1::WorkerMessage {
     v1::WorkerMessage { message: Some(message) }
 }
@@ -423,4 +429,32 @@ async fn work(
     };
     let (wire, outcome) = compute().await;
     report_to_wire(lease, outcome, wire)
+}
+
+#[cfg(test)]
+mod tests {
+    use gigasmith_proto::convert::report_from_wire;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_panics_is_reported_under_its_lease() {
+        let mut desk = Desk::default();
+        let mut work: JoinSet<v1::Report> = JoinSet::new();
+        desk.begin(7, work.spawn(async { panic!("a bug") }));
+        desk.begin(8, work.spawn(std::future::pending()));
+        let error = work.join_next_with_id().await.unwrap().unwrap_err();
+        let report = failed(&desk, &error).expect("somebody waits for it");
+        assert_eq!(report.lease, 7);
+        desk.finish(report.clone());
+        let (_, outcome) = report_from_wire(report).unwrap();
+        let failure = outcome.unwrap_err();
+        assert!(failure.message.contains("panicked") && !failure.permanent, "{failure:?}");
+        // It has a report now; a worker that drains waits for nothing but its acknowledgement.
+        assert!(failed(&desk, &error).is_none());
+        desk.acknowledge(7);
+        desk.withdraw(8);
+        assert!(work.join_next_with_id().await.unwrap().unwrap_err().is_cancelled());
+        assert_eq!(Lifecycle::Draining.settled(desk.len()), Lifecycle::Drained);
+    }
 }

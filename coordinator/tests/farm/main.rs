@@ -330,6 +330,9 @@ fn strangers_are_sent_away_and_the_farm_goes_on() {
     for args in [&["init"][..], &["issue", "farm"], &["issue", "alice"]] {
         assert!(run(&[&["certs"], args].concat()).status.success());
     }
+    for name in ["", ".", "..", "a\nb", &"x".repeat(129)] {
+        assert!(said(&["worker", "--model", "certs", "--name", name], 2).contains("no name for a worker"));
+    }
     assert!(said(&["serve", "--listen", "0.0.0.0:0"], 2).contains("--token-file"));
     assert!(said(&["serve", "--token-file", "short"], 4).contains("at least 16"));
     assert!(said(&["serve", "--store", "ftp://x"], 5).contains("s3://"));
@@ -354,9 +357,10 @@ fn strangers_are_sent_away_and_the_farm_goes_on() {
     assert!(said(&known, 7).contains("asks for its token"));
     assert!(said(&[&known[..], &["--token-file", "wrong"]].concat(), 7).contains("not the farm's token"));
     assert!(said(&["status", "--coordinator", &url, "--token-file", "token"], 7).contains("--tls-ca"));
-    // A worker without the token is told why, and does not try for ever.
+    // A worker without the token is told why, and does not try for ever: before it loads a model, which this is
+    // none.
     let mut stranger = coordinator.worker_with(
-        "synthetic",
+        &path("certs"),
         "stranger",
         &["--tls-ca", &ca, "--tls-cert", &path("certs/alice.pem"), "--tls-key", &path("certs/alice.key")],
     );

@@ -12,7 +12,7 @@ use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::error::LoadError;
@@ -76,28 +76,37 @@ impl Blob {
 
     /// Reads a part of it, in pieces of whole MiB, but for the last.
     pub(crate) fn read(&self, range: Range<u64>, mut take: impl FnMut(&[u8])) -> Result<(), LoadError> {
-        match &self.content {
-            Content::Embedded(bytes) => take(&bytes[range.start as usize..range.end as usize]),
-            Content::File { file, .. } => {
-                let mut file = file.lock().expect("no reader panics");
-                file.seek(SeekFrom::Start(range.start)).map_err(|e| self.failed(e))?;
-                let mut left = range.end - range.start;
-                let mut piece = vec![0; PIECE.min(left as usize)];
-                while left > 0 {
-                    let some = piece.len().min(left as usize);
-                    file.read_exact(&mut piece[..some]).map_err(|e| self.failed(e))?;
-                    take(&piece[..some]);
-                    left -= some as u64;
-                }
+        let file = match &self.content {
+            Content::Embedded(bytes) => {
+                take(&bytes[range.start as usize..range.end as usize]);
+                return Ok(());
             }
-        }
-        Ok(())
+            Content::File { file, .. } => file,
+        };
+        let mut read = || -> std::io::Result<()> {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            file.seek(SeekFrom::Start(range.start))?;
+            let mut left = range.end - range.start;
+            let mut piece = vec![0; PIECE.min(left as usize)];
+            while left > 0 {
+                let some = piece.len().min(left as usize);
+                file.read_exact(&mut piece[..some])?;
+                take(&piece[..some]);
+                left -= some as u64;
+            }
+            Ok(())
+        };
+        // Most likely because the file has become shorter.
+        read().map_err(|source| {
+            let changed = self.check().err();
+            changed.unwrap_or_else(|| LoadError::Read { file: self.name.clone(), source })
+        })
     }
 
     /// Fails where the file is no longer what was opened. What was read before is to be thrown away then.
     pub(crate) fn check(&self) -> Result<(), LoadError> {
         let Content::File { file, stamp } = &self.content else { return Ok(()) };
-        let metadata = file.lock().expect("no reader panics").metadata();
+        let metadata = file.lock().unwrap_or_else(PoisonError::into_inner).metadata();
         let now = Stamp::of(&metadata.map_err(|source| LoadError::Read { file: self.name.clone(), source })?);
         if now == *stamp {
             return Ok(());
@@ -107,11 +116,6 @@ impl Blob {
             _ => "it was written to".into(),
         };
         Err(LoadError::Changed { file: self.name.clone(), what })
-    }
-
-    /// Why reading failed: most likely because the file has become shorter.
-    fn failed(&self, source: std::io::Error) -> LoadError {
-        self.check().err().unwrap_or_else(|| LoadError::Read { file: self.name.clone(), source })
     }
 }
 

@@ -319,3 +319,152 @@ fn values<T, const N: usize>(
     })?;
     Ok(values)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const FILE: &str = "w/model.safetensors";
+
+    /// A folder with one file of weights: this header, and so many bytes.
+    fn folder(header: &str, bytes: usize) -> (tempfile::TempDir, ModelFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("w")).unwrap();
+        write(&folder.path().join(FILE), header.len() as u64, header, bytes);
+        let files = ModelFiles::Folder(folder.path().to_owned());
+        (folder, files)
+    }
+
+    fn write(path: &Path, length: u64, header: &str, bytes: usize) {
+        let mut file = length.to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend((0..bytes).map(|i| (i % 60) as u8));
+        std::fs::write(path, file).unwrap();
+    }
+
+    fn open(files: &ModelFiles) -> Result<Weights, LoadError> {
+        Weights::open(files, "w", "model", false)
+    }
+
+    fn build(weights: &Weights) -> Result<Tensor, LoadError> {
+        weights.build(Mode::Read, &Device::Cpu, DType::F32, |scope| scope.get("a", &[3]))
+    }
+
+    const PLAIN: &str = r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}"#;
+
+    #[test]
+    fn every_format_is_read_as_it_is_meant() {
+        let (_folder, files) = folder(PLAIN, 12);
+        let weights = open(&files).unwrap();
+        let values: Vec<f32> = build(&weights).unwrap().to_vec1().unwrap();
+        let bytes: Vec<u8> = (0..12).collect();
+        assert_eq!(values, bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>());
+        // Longer than what is read at a time, and from an odd place on.
+        let (_folder, files) = folder(
+            r#"{"x":{"dtype":"I8","shape":[3],"data_offsets":[0,3]},"a":{"dtype":"F16","shape":[700000],"data_offsets":[3,1400003]}}"#,
+            1_400_003,
+        );
+        let weights = open(&files).unwrap();
+        let built = weights.build(Mode::Read, &Device::Cpu, DType::F32, |scope| scope.get("a", &[700_000]));
+        assert!(built.unwrap_err().to_string().contains("tensor `x`"), "it was not taken");
+        let mut whole = Vec::new();
+        weights.read("a", |piece| whole.extend_from_slice(piece)).unwrap();
+        assert_eq!(whole, (3..1_400_003).map(|i| (i % 60) as u8).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_a_header_may_not_say() {
+        let tensor = |name: &str, dtype: &str, shape: &str, offsets: &str| {
+            format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
+        };
+        let one = |dtype, shape, offsets| format!("{{{}}}", tensor("a", dtype, shape, offsets));
+        let huge = format!("[{0},{0}]", 1u64 << 40);
+        let cases = [
+            (one("F32", "[3]", "[0,16]"), "its header"),
+            (one("F32", "[3]", "[4,16]"), "its header"),
+            (one("F32", "[3]", "[12,0]"), "its header"),
+            (one("F32", "[4]", "[0,16]"), "not the number"),
+            (one("F32", "[2]", "[0,8]"), "not the number"),
+            (one("F32", &huge, "[0,12]"), "overflow"),
+            (one("F32", "[-3]", "[0,12]"), "its header"),
+            (one("F32", "[3]", "[0,18446744073709551615]"), "its header"),
+            (one("F4", "[3]", "[0,12]"), "its header"),
+            (one("\\u001b[2J", "[3]", "[0,12]"), "\\u{1b}[2J"),
+            (
+                format!(
+                    "{{{},{}}}",
+                    tensor("a", "F32", "[3]", "[0,12]"),
+                    tensor("b", "F32", "[1]", "[8,12]")
+                ),
+                "its header",
+            ),
+            ("{".into(), "its header"),
+            ("[".repeat(10_000), "its header"),
+            (String::new(), "its header"),
+        ];
+        for (header, reason) in cases {
+            let (folder, files) = folder(&header, 12);
+            let error = open(&files).unwrap_err().to_string();
+            let names_file = error.contains(folder.path().join(FILE).to_str().unwrap());
+            assert!(error.contains(reason) && names_file && !error.contains('\x1b'), "{header:.60}: {error}");
+        }
+        for length in [0, 5, 57, 1 << 30, u64::MAX] {
+            let (folder, files) = folder(PLAIN, 12);
+            write(&folder.path().join(FILE), length, PLAIN, 12);
+            assert!(open(&files).is_err(), "a header of {length} bytes");
+        }
+        for bytes in 0..8 {
+            let (folder, files) = folder(PLAIN, 12);
+            std::fs::write(folder.path().join(FILE), vec![0; bytes]).unwrap();
+            assert!(open(&files).unwrap_err().to_string().contains("no room for a header"));
+        }
+    }
+
+    #[test]
+    fn a_tensor_of_two_shards_is_refused_and_so_is_a_shard_elsewhere() {
+        let (folder, files) = folder(PLAIN, 12);
+        let place = |name: &str| folder.path().join("w").join(name);
+        std::fs::rename(folder.path().join(FILE), place("1.safetensors")).unwrap();
+        std::fs::copy(place("1.safetensors"), place("2.safetensors")).unwrap();
+        let index = |map: &str| {
+            std::fs::write(place("model.safetensors.index.json"), format!("{{\"weight_map\":{map}}}"))
+                .unwrap();
+            open(&files).unwrap_err().to_string()
+        };
+        let error = index(r#"{"a":"1.safetensors","b":"2.safetensors"}"#);
+        assert!(error.contains("tensor `a` is also in another shard"), "{error}");
+        for outside in ["..", "../w/1.safetensors", "C:x", "/etc/passwd", ""] {
+            let error = index(&format!("{{\"a\":\"{outside}\"}}"));
+            assert!(error.contains("leaves the folder") && error.contains("index.json"), "{error}");
+        }
+        let error = index(r#"{"a":"\u001b[2J"}"#);
+        assert!(error.contains("missing") && !error.contains('\x1b'), "{error}");
+    }
+
+    #[test]
+    fn weights_that_change_after_they_were_read_are_not_used() {
+        let later = |path: &Path| {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(5)).unwrap();
+        };
+        let (folder, files) = folder(PLAIN, 12);
+        let path = folder.path().join(FILE);
+        let weights = open(&files).unwrap();
+        build(&weights).unwrap();
+        later(&path);
+        let error = build(&weights).unwrap_err().to_string();
+        assert!(
+            error.contains("changed while this worker used it") && error.contains("written to"),
+            "{error}"
+        );
+        let weights = open(&files).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(70).unwrap();
+        let error = build(&weights).unwrap_err().to_string();
+        assert!(error.contains(&format!("{} bytes then, 70 now", 8 + PLAIN.len() + 12)), "{error}");
+        // The check of names and shapes reads nothing.
+        let check = weights.build(Mode::Check, &Device::Cpu, DType::F32, |scope| scope.get("a", &[3]));
+        assert!(check.is_ok());
+    }
+}

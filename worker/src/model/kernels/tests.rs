@@ -215,7 +215,7 @@ fn sizes_that_do_not_fit_are_refused() {
     assert!(linear(&x, &matrix, Some(&random(&[7])), None).is_err());
     assert!(linear(&x, &matrix, None, Some(&random(&[1, 3, 7]))).is_err());
     assert!(geglu(&x, &gated, &random(&[12])).is_ok());
-    for wrong in [10, 13, 14, 80] {
+    for wrong in [13, 66, 80] {
         assert!(geglu(&x, &gated, &random(&[wrong])).is_err(), "{wrong}");
     }
     assert!(Matrix::gated(random(&[11, 8])).is_err());

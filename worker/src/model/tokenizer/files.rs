@@ -9,7 +9,7 @@
 //! Everything is bounded before anything is built of it: file sizes by [`ModelFiles`], the number and length
 //! of added tokens here, ids by the text encoder's vocabulary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
@@ -22,9 +22,17 @@ use crate::model::fingerprint::Content;
 const MOST_ADDED: usize = 4096;
 const LONGEST_ADDED: usize = 1024;
 
-/// Special tokens with a role, in the order in which those that are not in the vocabulary get ids.
-const ROLES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Special tokens with a role, in the order in which those that are not in the vocabulary get ids, and what they are
+/// where no file says.
+const ROLES: [(&str, Option<&str>); 7] = [
+    ("bos_token", Some("<|startoftext|>")),
+    ("eos_token", Some("<|endoftext|>")),
+    ("unk_token", Some("<|endoftext|>")),
+    ("sep_token", None),
+    ("pad_token", Some("<|endoftext|>")),
+    ("cls_token", None),
+    ("mask_token", None),
+];
 
 /// Settings that change ids, and the only value of each that is followed.
 const FIXED: [(&str, &str); 3] =
@@ -104,29 +112,21 @@ pub(super) fn read(files: &ModelFiles, folder: &str) -> Result<Parts, LoadError>
         }
     }
     let mut roles = BTreeMap::new();
-    for role in ROLES {
-        let value = config.get(role).filter(|v| !v.is_null());
-        if let Some(token) = value.and_then(|v| special(v)) {
+    for (role, default) in ROLES {
+        let said = config.get(role).and_then(special);
+        if let Some(token) = said.or_else(|| default.map(|token| AddedToken::from(token, true))) {
             roles.insert(role, token.content.clone());
             added.add(token).map_err(bad)?;
         }
     }
     for list in ["extra_special_tokens", "additional_special_tokens"] {
         let list = config.get(list).and_then(Value::as_array);
-        let tokens = list.into_iter().flatten().filter_map(special);
-        tokens.into_iter().try_for_each(|token| added.add(token)).map_err(bad)?;
+        list.into_iter().flatten().filter_map(special).try_for_each(|token| added.add(token)).map_err(bad)?;
     }
-    let mut role = |key: &str, default: &str| -> Result<String, LoadError> {
-        let Some(found) = roles.remove(key) else {
-            added.add(AddedToken::from(default, true)).map_err(bad)?;
-            return Ok(default.to_owned());
-        };
-        Ok(found)
-    };
-    let (bos, eos) = (role("bos_token", "<|startoftext|>")?, role("eos_token", "<|endoftext|>")?);
-    let (unk, pad) = (role("unk_token", "<|endoftext|>")?, role("pad_token", "<|endoftext|>")?);
+    let [bos, eos, unk, pad] = ["bos_token", "eos_token", "unk_token", "pad_token"]
+        .map(|role| roles.remove(role).expect("it has a default"));
     let max_length = config.get("model_max_length").and_then(Value::as_f64).map(|n| n as usize);
-    Ok(Parts { vocab, merges, added: added.0, bos, eos, unk, pad, max_length })
+    Ok(Parts { vocab, merges, added: added.tokens, bos, eos, unk, pad, max_length })
 }
 
 type VocabAndMerges = (BTreeMap<String, u32>, Vec<(String, String)>);
@@ -183,7 +183,10 @@ fn pair(line: &str) -> Option<(String, String)> {
 
 /// Added tokens as they are collected: of each content the first.
 #[derive(Default)]
-struct Added(Vec<AddedToken>);
+struct Added {
+    tokens: Vec<AddedToken>,
+    seen: BTreeSet<String>,
+}
 
 impl Added {
     /// The tokens of `added_tokens_decoder`: id -> properties.
@@ -200,7 +203,7 @@ impl Added {
     fn add(&mut self, token: AddedToken) -> Result<(), String> {
         let content = &token.content;
         // An empty token is nowhere to be found.
-        if content.is_empty() || self.0.iter().any(|t| t.content == *content) {
+        if content.is_empty() || self.seen.contains(content) {
             return Ok(());
         }
         if content.len() > LONGEST_ADDED {
@@ -209,14 +212,15 @@ impl Added {
                 content.len()
             ));
         }
-        if self.0.len() == MOST_ADDED {
+        if self.tokens.len() == MOST_ADDED {
             return Err(format!("it has more than {MOST_ADDED} added tokens"));
         }
         // White space that takes the white space beside it along can claim what another token has.
         if content.trim().is_empty() && (token.lstrip || token.rstrip) {
             return Err(format!("the added token {content:?} is white space; it cannot strip any"));
         }
-        self.0.push(token);
+        self.seen.insert(content.clone());
+        self.tokens.push(token);
         Ok(())
     }
 }

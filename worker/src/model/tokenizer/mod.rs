@@ -88,7 +88,7 @@ impl Tokenizer {
         }
         let digest = parts.digest(RULES, length);
         let vocab = parts.vocab.into_iter().collect::<Vocab>();
-        let pipeline = pipeline(vocab, parts.merges, parts.unk).map_err(|e| bad(format!("{e:?}")))?;
+        let pipeline = pipeline(vocab, parts.merges, parts.unk).map_err(|e| bad(e.to_string()))?;
         let mut pipeline = pipeline;
         pipeline.add_tokens(&parts.added);
         known(pipeline.get_added_tokens_decoder().keys().max().copied().map_or(0, u64::from))?;

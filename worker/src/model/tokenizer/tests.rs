@@ -266,7 +266,10 @@ fn added_tokens_cannot_hang_or_break_an_encoding() {
     assert_eq!(encode(&odd), plain);
     // Ids of added tokens are those of the vocabulary, whatever is said of them.
     let listed = json!({"4294967295": token("!", false), "7": token("a", false), "8": token("a", true)});
-    assert!(encode(&with(listed)).contains(&320));
+    let vocab = std::fs::read(golden("tiny-sdxl/tokenizer_2/vocab.json")).unwrap();
+    let vocab: Value = serde_json::from_slice(&vocab).unwrap();
+    let a = vocab["a"].as_u64().unwrap() as u32;
+    assert!(encode(&with(listed)).contains(&a));
     for (tokens, wanted) in [
         (json!({"-1": token("!", false)}), "is no id"),
         (json!({"99999999999": token("!", false)}), "is no id"),
@@ -282,9 +285,9 @@ fn added_tokens_cannot_hang_or_break_an_encoding() {
     let many: serde_json::Map<_, _> =
         (0..5000).map(|i| (i.to_string(), token(&format!("token {i}"), false))).collect();
     assert!(with(json!(many)).error().contains("more than 4096 added tokens"));
-    // White space around white space.
+    // White space around white space, which the vocabulary does not have.
     let spaces = json!({"1": token(" ", false), "2": token("a", true), "3": token("  ", false)});
-    assert_eq!(with(spaces).error(), with(json!({"1": token(" ", false)})).error(), "not in the vocabulary");
+    assert!(with(spaces).error().contains("ids up to 2015"));
 }
 
 #[test]
@@ -292,7 +295,7 @@ fn odd_merges_and_settings_are_refused() {
     for (merges, wanted) in [
         ("#version: 0.2\na b c\n", "two tokens"),
         ("#version: 0.2\nabc\n", "two tokens"),
-        ("#version: 0.2\nin th\nnowhere known\n", "known"),
+        ("#version: 0.2\nin th\nnowhere known\n", "`inth` out of vocabulary"),
     ] {
         let odd = Odd::new();
         odd.write("merges.txt", merges);
@@ -322,9 +325,7 @@ fn odd_merges_and_settings_are_refused() {
 #[test]
 fn long_prompts_have_ids_and_longer_ones_an_error() {
     let tokenizer = tiny("tokenizer_2");
-    for piece in
-        ["a", "a ", "!", "日", " ", "'", "'s", "e\u{301}", "\u{301}", "<|endoftext|>", "1", "👩\u{200d}"]
-    {
+    for piece in ["a", "a ", " ", "'s", "e\u{301}", "<|endoftext|>"] {
         let prompt = piece.repeat(LONGEST_PROMPT / piece.len());
         let tokens = tokenizer.encode(&prompt).unwrap();
         assert_eq!(tokens.ids.len(), 77);
