@@ -11,6 +11,11 @@ pub mod control;
 pub mod embedded;
 pub mod estimate;
 pub mod farm;
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;
+#[cfg(test)]
+mod fuzz_targets;
 pub mod jobs;
 pub mod metrics;
 pub mod net;

@@ -11,6 +11,9 @@ pub mod cli;
 pub mod connect;
 mod desk;
 pub mod device;
+#[cfg(test)]
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;
 mod library;
 pub mod lifecycle;
 pub mod log;

@@ -11,6 +11,8 @@ mod describe;
 mod error;
 mod files;
 mod fingerprint;
+#[cfg(test)]
+mod fuzz;
 mod guidance;
 mod hub;
 pub(crate) mod kernels;
