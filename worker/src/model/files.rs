@@ -12,6 +12,7 @@ use memmap2::Mmap;
 
 use super::error::LoadError;
 use super::pocket::EmbeddedFile;
+use super::texts::{self, StandIn};
 
 /// The files of one model, by their paths inside it (`unet/config.json`).
 #[derive(Debug, Clone)]
@@ -86,7 +87,12 @@ impl ModelFiles {
                 // fingerprint taken at load would no longer describe, but the bytes are only ever
                 // read as numbers, so no invariant of the language depends on them.
                 let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-                Ok(Blob::Mapped(map))
+                match texts::stand_in(&map) {
+                    Some(StandIn { what, remedy }) => {
+                        Err(LoadError::StandIn { file: full.display().to_string(), what, remedy })
+                    }
+                    None => Ok(Blob::Mapped(map)),
+                }
             }
         }
     }
@@ -94,18 +100,14 @@ impl ModelFiles {
     /// The file as text.
     pub(crate) fn text(&self, path: &str) -> Result<String, LoadError> {
         let blob = self.open(path)?;
-        match std::str::from_utf8(&blob) {
-            Ok(text) => Ok(text.to_owned()),
-            Err(error) => {
-                Err(LoadError::Json { file: self.name(path), reason: format!("not UTF-8: {error}") })
-            }
-        }
+        let text =
+            texts::decode(&blob).map_err(|reason| LoadError::Json { file: self.name(path), reason })?;
+        Ok(text.to_owned())
     }
 
     /// The file as JSON.
     pub(crate) fn json(&self, path: &str) -> Result<serde_json::Value, LoadError> {
         let text = self.text(path)?;
-        serde_json::from_str(&text)
-            .map_err(|e| LoadError::Json { file: self.name(path), reason: e.to_string() })
+        texts::json(&text).map_err(|e| LoadError::Json { file: self.name(path), reason: e.to_string() })
     }
 }
