@@ -13,6 +13,10 @@ use super::texts;
 
 /// Names of a folder that are looked at.
 const MANY: usize = 1000;
+/// Weight files of a folder that are looked at.
+const MANY_WEIGHTS: usize = 32;
+/// What is read of a file to see what it is.
+const START_BYTES: u64 = 1024;
 /// The largest header of a weight file that is read to see what it holds.
 const HEADER_BYTES: u64 = 32 << 20;
 
@@ -93,43 +97,38 @@ fn folder(path: &Path, entries: &BTreeMap<String, bool>) -> (String, String) {
         let remedy = format!("use `--model {}`", path.parent().unwrap_or(path).display());
         return ("one part of a model".into(), remedy);
     }
-    let is_lora = |name: &str| name.contains("lora") && name.ends_with(".safetensors");
-    if is_file("adapter_config.json")
-        || is_file("adapter_model.safetensors")
-        || entries.keys().any(|n| is_lora(n))
-    {
+    if is_file("adapter_config.json") || is_file("pytorch_lora_weights.safetensors") {
         return explain(Kind::Weights(Contents::Lora), path);
     }
     if let Some(class) = class(path) {
-        let what = if class.contains("ControlNet") {
-            "a ControlNet".into()
-        } else {
-            format!("a single network ({class})")
-        };
+        let control = class.contains("ControlNet");
+        let what = if control { "a ControlNet".into() } else { format!("a single network ({class})") };
         return (what, format!("a model also has text encoders, VAE and tokenizers: {LAYOUT}"));
     }
-    let parts: Vec<&str> = ["unet", "vae", "text_encoder", "text_encoder_2", "scheduler"]
-        .into_iter()
-        .filter(|p| is_folder(p))
-        .collect();
-    if let Some(first) = parts.first() {
-        let what = if parts.len() == 1 {
-            format!("a folder with a {first} alone")
-        } else {
-            "a model without its model_index.json".into()
-        };
-        return (what, format!("fetch the whole repository again; {LAYOUT}"));
-    }
-    let found = entries.iter().filter(|(_, is_folder)| !**is_folder).map(|(name, _)| inner(name));
-    let found = found.filter(|p| is_weights(p)).find_map(|p| Some((kind(&p).ok()?, p)));
-    match found {
-        Some((kind, file)) => {
-            let (what, remedy) = explain(kind, &file);
-            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            (format!("a folder with {what} (`{name}`)"), remedy)
+    let mut parts =
+        ["unet", "vae", "text_encoder", "text_encoder_2", "scheduler"].into_iter().filter(|p| is_folder(p));
+    match (parts.next(), parts.next()) {
+        (Some(only), None) => {
+            (format!("a folder with a {only} alone"), format!("fetch the whole repository; {LAYOUT}"))
         }
-        None => ("a folder without model_index.json".into(), LAYOUT.into()),
+        (Some(_), Some(_)) => {
+            ("a model without its model_index.json".into(), "fetch the whole repository again".into())
+        }
+        (None, _) => loose(path, entries),
     }
+}
+
+/// A folder of weight files without an order that is known here.
+fn loose(path: &Path, entries: &BTreeMap<String, bool>) -> (String, String) {
+    let files = entries.iter().filter(|(_, is_folder)| !**is_folder).map(|(name, _)| path.join(name));
+    let weights = files.filter(|p| is_weights(p)).take(MANY_WEIGHTS);
+    let found = weights.filter_map(|p| Some((kind(&p).ok()?, p)));
+    // What can become a model tells more than what cannot.
+    let best = found.min_by_key(|(kind, _)| *kind != Kind::Weights(Contents::Checkpoint));
+    let Some((kind, file)) = best else { return ("a folder without model_index.json".into(), LAYOUT.into()) };
+    let (what, remedy) = explain(kind, &file);
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    (format!("a folder with {what} (`{name}`)"), remedy)
 }
 
 /// A repository's folder of the hub's cache.
@@ -164,21 +163,24 @@ pub(crate) fn is_weights(path: &Path) -> bool {
 }
 
 fn kind(path: &Path) -> std::io::Result<Kind> {
-    let length = std::fs::metadata(path)?.len();
     let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
     let mut start = Vec::new();
-    file.by_ref().take(1024).read_to_end(&mut start)?;
-    let whole = &start[..start.len().min(usize::try_from(length).unwrap_or(usize::MAX))];
-    Ok(match whole {
+    file.by_ref().take(START_BYTES).read_to_end(&mut start)?;
+    if length <= START_BYTES
+        && let Some(stand_in) = texts::stand_in(&start)
+    {
+        return Ok(Kind::StandIn(stand_in));
+    }
+    Ok(match start.as_slice() {
         [] => Kind::Empty,
-        _ if length <= 1024 && texts::stand_in(whole).is_some() => {
-            texts::stand_in(whole).map_or(Kind::Other, Kind::StandIn)
-        }
+        // PyTorch's newer files are archives too.
         [b'P', b'K', 3, 4, ..] if is_weights(path) => Kind::Pickle,
         [b'P', b'K', 3, 4, ..] => Kind::Zip,
-        // Version 2 and later of Python's pickle.
+        // Versions 2 to 5 of Python's pickle.
         [0x80, 2..=5, ..] => Kind::Pickle,
         [b'G', b'G', b'U', b'F', ..] => Kind::Gguf,
+        // gzip, 7z, rar, xz
         [0x1f, 0x8b, ..]
         | [b'7', b'z', 0xbc, 0xaf, ..]
         | [b'R', b'a', b'r', b'!', ..]
@@ -208,26 +210,27 @@ fn contents(names: &[String]) -> Contents {
     let starts = |start: &str| names.iter().any(|n| n.starts_with(start));
     let has = |part: &str| names.iter().any(|n| n.contains(part));
     let lora = ["lora_unet_", "lora_te", ".lora_", "lora_up", "lora_down", ".hada_", ".lokr_"];
-    match () {
-        () if lora.iter().any(|part| has(part)) => Contents::Lora,
-        () if starts("control_model.") || has("controlnet_") || has("input_hint_block") => {
-            Contents::ControlNet
-        }
-        () if starts("conditioner.embedders.1.") => Contents::Checkpoint,
-        () if starts("conditioner.embedders.0.model.") => Contents::Refiner,
-        () if starts("cond_stage_model.") => Contents::OtherCheckpoint("Stable Diffusion 1 or 2"),
-        () if has("joint_blocks.") => Contents::OtherCheckpoint("Stable Diffusion 3"),
-        () if has("double_blocks.") || has("single_transformer_blocks.") => Contents::OtherCheckpoint("FLUX"),
-        () if starts("model.diffusion_model.") || starts("input_blocks.") || starts("down_blocks.") => {
-            Contents::Unet
-        }
-        () if starts("first_stage_model.") || starts("decoder.") => Contents::Vae,
-        () if has("text_model.") || starts("resblocks.") || starts("transformer.resblocks.") => {
-            Contents::TextEncoder
-        }
-        () if starts("emb_params") || (starts("clip_g") && starts("clip_l")) => Contents::Embedding,
-        () => Contents::Unknown,
-    }
+    // The first that fits.
+    let signs = [
+        (lora.iter().any(|part| has(part)), Contents::Lora),
+        (starts("control_model.") || has("controlnet_") || has("input_hint_block"), Contents::ControlNet),
+        (starts("conditioner.embedders.1."), Contents::Checkpoint),
+        (starts("conditioner.embedders.0.model."), Contents::Refiner),
+        (starts("cond_stage_model."), Contents::OtherCheckpoint("Stable Diffusion 1 or 2")),
+        (has("joint_blocks."), Contents::OtherCheckpoint("Stable Diffusion 3")),
+        (has("double_blocks.") || has("single_transformer_blocks."), Contents::OtherCheckpoint("FLUX")),
+        (
+            starts("model.diffusion_model.") || starts("input_blocks.") || starts("down_blocks."),
+            Contents::Unet,
+        ),
+        (starts("first_stage_model.") || starts("decoder."), Contents::Vae),
+        (
+            has("text_model.") || starts("resblocks.") || starts("transformer.resblocks."),
+            Contents::TextEncoder,
+        ),
+        (starts("emb_params") || (starts("clip_g") && starts("clip_l")), Contents::Embedding),
+    ];
+    signs.into_iter().find(|(is, _)| *is).map_or(Contents::Unknown, |(_, contents)| contents)
 }
 
 const LAYOUT: &str = "a model has the layout of the public SDXL repositories: model_index.json beside folders \
@@ -346,6 +349,7 @@ mod tests {
         make("unet-only/unet/config.json", b"{}");
         make("lora/pytorch_lora_weights.safetensors", b"");
         make("control/config.json", br#"{"_class_name": "ControlNetModel"}"#);
+        make("single/a_lora.safetensors", &weights(&["x.lora_A.weight"]));
         make("single/model.safetensors", &weights(&["conditioner.embedders.1.x"]));
         make("notes/readme.txt", b"hello");
         std::fs::create_dir(root.path().join("empty")).unwrap();

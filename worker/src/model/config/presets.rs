@@ -77,8 +77,9 @@ impl PresetFile {
         if self.slider_shares.is_some_and(|shares| !shares.iter().all(|s| (0.0..=1.0).contains(s))) {
             return Err("`slider_shares` must be two numbers from 0 to 1".into());
         }
-        if self.native_sizes.len() > MAX_SIZES {
-            return Err(format!("`native_sizes` must be at most {MAX_SIZES}"));
+        let sizes = &self.native_sizes;
+        if sizes.len() > MAX_SIZES || sizes.iter().any(|(width, height)| *width == 0 || *height == 0) {
+            return Err(format!("`native_sizes` must be up to {MAX_SIZES} sizes above 0"));
         }
         Ok(())
     }
@@ -118,6 +119,8 @@ mod tests {
         assert!(shares.check().is_err());
         let bad: PresetFile = serde_json::from_str(r#"{"scale": 0.5}"#).unwrap();
         assert_eq!(bad.check().unwrap_err(), "`scale` must be a number of at least 1");
+        let sizes: PresetFile = serde_json::from_str(r#"{"native_sizes": [[0, 64]]}"#).unwrap();
+        assert!(sizes.check().unwrap_err().contains("`native_sizes`"));
     }
 
     #[test]
