@@ -11,7 +11,7 @@ use crate::spec::RenderSpec;
 const MOST_STEPS: u32 = 12;
 /// More guidance than any such model is made for.
 const MOST_GUIDANCE: f32 = 2.5;
-/// A model whose preset has so many steps is one.
+/// A model whose preset has so many steps, and no more guidance than that, is one.
 const PRESET_STEPS: u32 = 8;
 
 /// What such a model wants.
@@ -38,7 +38,7 @@ const METHODS: [(&str, u32, f32); 8] = [
 /// What the model wants, where its files or its name say that it is made for few steps. Files come first: they
 /// are the preset.
 fn wanted(model: &ModelDescription) -> Option<Wanted> {
-    if model.preset.steps <= PRESET_STEPS {
+    if model.preset.steps <= PRESET_STEPS && model.preset.guidance_scale <= MOST_GUIDANCE {
         let (steps, guidance_scale) = (model.preset.steps, model.preset.guidance_scale);
         return Some(Wanted { evidence: "its files say so".into(), steps, guidance_scale });
     }
