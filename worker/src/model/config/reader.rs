@@ -1,7 +1,7 @@
 //! Typed access to one JSON configuration file, with errors that name file, key and value.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -182,9 +182,27 @@ impl Reader {
 /// A configuration as it was understood, as text: what enters a fingerprint. Who wrote the file, which defaults it
 /// spells out, and how it says the same thing make no difference.
 pub(crate) fn canonical_config(config: &impl Serialize) -> String {
-    // Keys of an object are sorted.
     let value = serde_json::to_value(config).expect("a configuration is made of numbers, texts and lists");
-    value.to_string()
+    canonical(&value)
+}
+
+/// Keys are sorted and numbers written by the standard library, so that no release of the JSON library changes a
+/// fingerprint.
+fn canonical(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let items: BTreeMap<&String, String> = map.iter().map(|(k, v)| (k, canonical(v))).collect();
+            let items: Vec<String> = items.into_iter().map(|(k, v)| format!("{k:?}:{v}")).collect();
+            format!("{{{}}}", items.join(","))
+        }
+        Value::Array(list) => format!("[{}]", list.iter().map(canonical).collect::<Vec<_>>().join(",")),
+        Value::Number(number) => match (number.as_u64(), number.as_f64()) {
+            (Some(whole), _) => whole.to_string(),
+            (None, Some(real)) => format!("{real:e}"),
+            (None, None) => number.to_string(),
+        },
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -58,13 +58,13 @@ fn refuse_other_processes(r: &Reader, class: Class) -> Result<(), LoadError> {
     for key in r.keys() {
         match schedulers::key(key) {
             Some(Key::Harmless) => r.ignore(&[key]),
-            Some(Key::Process(same)) => {
-                if r.get(key).is_some_and(|v| !same.contains(&v.to_string().as_str())) {
-                    let same = if same.is_empty() { "null".into() } else { same.join(" or ") };
-                    return Err(r.error(key, format!("it means another process; only {same} is supported")));
-                }
+            Some(Key::Process(same))
+                if r.get(key).is_some_and(|v| !same.contains(&v.to_string().as_str())) =>
+            {
+                let same = if same.is_empty() { "null".into() } else { same.join(" or ") };
+                return Err(r.error(key, format!("it means another process; only {same} is supported")));
             }
-            None => {}
+            Some(Key::Process(_)) | None => {}
         }
     }
     // Keys that only some classes read; others carry them along.
