@@ -3,6 +3,7 @@
 //! A request can be made, sent and kept before any worker with its model is there; [`resolve`] settles it
 //! into a [`RenderSpec`] once the model is known.
 
+mod few_steps;
 mod resolve;
 
 use gigasmith_proto::domain::{Dtype, ModelDescription, WireDtype};

@@ -3,7 +3,7 @@
 
 use gigasmith_proto::domain::{ModelDescription, PAPER_SLIDER_SHARES};
 
-use super::{RenderRequest, RequestError, RequestInputs};
+use super::{RenderRequest, RequestError, RequestInputs, few_steps};
 use crate::sampler::cascade::{Cascade, ModelSizes, SizeRequest, cut_off};
 use crate::sampler::plan::{Plan, PlanFile, PlanFileError, PlanKind, StagePlanFile};
 use crate::sampler::resize::Picture;
@@ -92,6 +92,7 @@ pub fn resolve(
         check_origin(from, &spec, &mut warnings)?;
     }
     warnings.extend(remarks(&spec, model));
+    warnings.extend(few_steps::remarks(&spec, model));
     Ok(Resolved { spec, plans, warnings })
 }
 

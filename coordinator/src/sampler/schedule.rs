@@ -50,13 +50,22 @@ impl Schedule {
         let timesteps = timesteps(config, steps)?;
         let alphas_cumprod = alphas_cumprod(config);
         let ratio = train / steps;
+        // A step leads to the timestep of the next. (diffusers takes t - T/S, which is the same for `leading`, but
+        // not where the timesteps lie unevenly or farther apart.)
+        let after = timesteps.iter().skip(1).copied().map(Some);
+        // Whatever the scheduler file says, the last step ends at exactly 1, but for so many steps that `leading`
+        // ones begin above the first timestep.
+        let end = timesteps.last().and_then(|t| match config.timestep_spacing {
+            TimestepSpacing::Leading => t.checked_sub(ratio),
+            TimestepSpacing::Trailing | TimestepSpacing::Linspace => None,
+        });
         let steps = timesteps
-            .into_iter()
-            .map(|t| StepScale {
+            .iter()
+            .zip(after.chain([end]))
+            .map(|(&t, next)| StepScale {
                 timestep: Timestep(t),
                 alphas_cumprod: alphas_cumprod[t as usize],
-                // Whatever the scheduler file says, the last step ends at exactly 1.
-                alphas_cumprod_prev: t.checked_sub(ratio).map_or(1.0, |p| alphas_cumprod[p as usize]),
+                alphas_cumprod_prev: next.map_or(1.0, |p| alphas_cumprod[p as usize]),
             })
             .collect();
         Ok(Self { steps, prediction_type: config.prediction_type })
@@ -199,6 +208,39 @@ mod tests {
             assert!((ours - abar).abs() <= 1.2e-7 * abar, "step {step}: {ours} against {abar}");
         }
         assert_eq!(schedule.at(Step(5)).alphas_cumprod_prev, 1.0);
+    }
+
+    #[test]
+    fn every_step_leads_to_the_next() {
+        for timestep_spacing in
+            [TimestepSpacing::Leading, TimestepSpacing::Trailing, TimestepSpacing::Linspace]
+        {
+            for steps in [1, 2, 3, 4, 7, 33, 50, 300] {
+                let schedule = Schedule::new(&ScheduleConfig { timestep_spacing, ..sdxl() }, steps).unwrap();
+                let at = |s: u32| schedule.at(Step(s));
+                for s in 1..steps {
+                    assert_eq!(
+                        at(s - 1).alphas_cumprod_prev,
+                        at(s).alphas_cumprod,
+                        "{timestep_spacing:?} {steps}"
+                    );
+                }
+                assert_eq!(at(steps - 1).alphas_cumprod_prev, 1.0, "{timestep_spacing:?} {steps}");
+            }
+        }
+    }
+
+    #[test]
+    fn leading_steps_are_those_of_the_published_program() {
+        let alphas = alphas_cumprod(&sdxl());
+        for steps in [1, 3, 7, 33, 50, 499, 501, 999] {
+            let schedule = Schedule::new(&sdxl(), steps).unwrap();
+            for s in 0..steps {
+                let step = schedule.at(Step(s));
+                let published = step.timestep.0.checked_sub(1000 / steps).map_or(1.0, |t| alphas[t as usize]);
+                assert_eq!(step.alphas_cumprod_prev, published, "step {s} of {steps}");
+            }
+        }
     }
 
     #[test]

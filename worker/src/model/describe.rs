@@ -3,7 +3,7 @@
 use candle_core::{DType, Device};
 use gigasmith_proto::domain::{Component, Dtype, Fingerprint};
 
-use super::config::{PresetFile, TextConfig, UnetConfig, VaeConfig};
+use super::config::{PresetFile, TextConfig, UnetConfig, VaeConfig, canonical_config};
 use super::error::LoadError;
 use super::files::ModelFiles;
 use super::fingerprint::Content;
@@ -119,26 +119,32 @@ pub(super) struct Memory {
     pub(super) vae: u64,
 }
 
-/// One hash per component. Tokenizers count with the text encoders: by what they do to the words.
+/// One hash per component. Configurations count as they were understood, so that the same network is the same
+/// whoever wrote its file. Tokenizers count with the text encoders: by what they do to the words.
 pub(super) fn fingerprints(
-    files: &ModelFiles,
+    configs: &Configs,
     weights: &[Weights; 4],
     tokenizers: &[Tokenizer; 2],
 ) -> Result<Vec<(Component, Fingerprint)>, LoadError> {
     let mut text = Content::default();
     for i in TEXT {
-        text.add_json(files, &format!("{}/config.json", layout::WEIGHTED[i].0))?;
+        text.add_text(&config_name(i), &canonical_config(&configs.text[usize::from(i == TEXT[1])]));
         tokenizers[i].describe(&mut text);
         text.add_weights(&weights[i])?;
     }
     let mut all = vec![(Component::Text, text.finish())];
-    for (component, i) in [(Component::Unet, UNET), (Component::Vae, VAE)] {
+    let (unet, vae) = (canonical_config(&configs.unet), canonical_config(&configs.vae));
+    for (component, i, config) in [(Component::Unet, UNET, unet), (Component::Vae, VAE, vae)] {
         let mut content = Content::default();
-        content.add_json(files, &format!("{}/config.json", layout::WEIGHTED[i].0))?;
+        content.add_text(&config_name(i), &config);
         content.add_weights(&weights[i])?;
         all.push((component, content.finish()));
     }
     Ok(all)
+}
+
+fn config_name(component: usize) -> String {
+    format!("{}/config.json", layout::WEIGHTED[component].0)
 }
 
 /// Sizes the model was trained at. SDXL's own list (Podell et al., arXiv 2307.01952, appendix I) for

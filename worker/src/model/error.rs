@@ -73,6 +73,16 @@ pub enum LoadError {
         /// How it shows, as a phrase.
         what: String,
     },
+    /// Something that only stands for a file.
+    #[error("{} is {what}, not the file itself: {remedy}", Shown(.file))]
+    StandIn {
+        /// The file.
+        file: String,
+        /// What it is, as a phrase.
+        what: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// A tensor that the configuration calls for is not in the files.
     #[error(
         "{} has no tensor `{}` (shape {expected:?}), which the configuration calls for",
@@ -156,9 +166,26 @@ pub enum LoadError {
     /// The tensor library failed while weights were put on the device.
     #[error("placing weights on the device failed: {0}")]
     Placement(String),
-    /// A folder that is not a model.
-    #[error("{} is not a model folder: it has no model_index.json", Shown(&.0.display().to_string()))]
-    NotAModel(PathBuf),
+    /// Something that exists and is no model folder.
+    #[error("{} is not a model folder: it is {what}; {remedy}", path.display())]
+    NotAModel {
+        /// Where it is.
+        path: PathBuf,
+        /// What it is, as a phrase.
+        what: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A path to a file that does not exist.
+    #[error(
+        "`{0}` does not exist; a model is `pocket`, a folder, or a hub id such as `stabilityai/stable-diffusion-xl-base-1.0`"
+    )]
+    NoSuchFile(String),
+    /// A web address.
+    #[error(
+        "`{0}` is a web address; give a hub model's id, such as `stabilityai/stable-diffusion-xl-base-1.0`, or a folder"
+    )]
+    Address(String),
 }
 
 impl From<candle_core::Error> for LoadError {

@@ -17,6 +17,7 @@ use std::time::SystemTime;
 
 use super::error::LoadError;
 use super::pocket::EmbeddedFile;
+use super::texts::{self, StandIn};
 
 /// Bytes of a text, at most: many times what any tokenizer has.
 const LONGEST_TEXT: u64 = 64 << 20;
@@ -169,7 +170,19 @@ impl ModelFiles {
                 Content::File { file: Mutex::new(file), stamp: Stamp::of(&metadata) }
             }
         };
-        Ok(Blob { name: self.name(path), content })
+        let blob = Blob { name: self.name(path), content };
+        let mut start = Vec::new();
+        blob.read(0..blob.len().min(texts::TELLING_BYTES), |piece| start.extend_from_slice(piece))?;
+        self.check_stand_in(path, &start)?;
+        Ok(blob)
+    }
+
+    /// Fails where a file only stands for the one that was meant; its start tells.
+    fn check_stand_in(&self, path: &str, start: &[u8]) -> Result<(), LoadError> {
+        match texts::stand_in(start) {
+            None => Ok(()),
+            Some(StandIn { what, remedy }) => Err(LoadError::StandIn { file: self.name(path), what, remedy }),
+        }
     }
 
     /// The file as text.
@@ -180,8 +193,7 @@ impl ModelFiles {
     /// The file as JSON.
     pub(crate) fn json(&self, path: &str) -> Result<serde_json::Value, LoadError> {
         let text = self.text_up_to(path, LONGEST_JSON)?;
-        serde_json::from_str(&text)
-            .map_err(|e| LoadError::Json { file: self.name(path), reason: e.to_string() })
+        texts::json(&text).map_err(|e| LoadError::Json { file: self.name(path), reason: e.to_string() })
     }
 
     fn text_up_to(&self, path: &str, longest: u64) -> Result<String, LoadError> {
@@ -200,7 +212,8 @@ impl ModelFiles {
         if bytes.len() as u64 > longest {
             return Err(bad(format!("more than {} MiB", longest >> 20)));
         }
-        String::from_utf8(bytes).map_err(|error| bad(format!("not UTF-8: {}", error.utf8_error())))
+        self.check_stand_in(path, &bytes)?;
+        texts::decode(&bytes).map(str::to_owned).map_err(bad)
     }
 }
 

@@ -4,24 +4,14 @@
 use blake3::Hasher;
 use gigasmith_proto::domain::Fingerprint;
 
-use super::config::canonical;
 use super::error::LoadError;
-use super::files::ModelFiles;
-use super::weights::{Weights, is_known_buffer};
+use super::weights::Weights;
 
 /// Collects a component's content.
 #[derive(Debug, Default)]
 pub(crate) struct Content(Hasher);
 
 impl Content {
-    /// A file that decides results, as JSON in canonical form.
-    pub(crate) fn add_json(&mut self, files: &ModelFiles, path: &str) -> Result<(), LoadError> {
-        let text = canonical(&files.json(path)?);
-        self.field(path.as_bytes());
-        self.field(text.as_bytes());
-        Ok(())
-    }
-
     /// Named values, in the order given.
     pub(crate) fn add_text(&mut self, name: &str, text: &str) {
         self.field(name.as_bytes());
@@ -31,9 +21,6 @@ impl Content {
     /// Every tensor's name, number format, shape and bytes, by name.
     pub(crate) fn add_weights(&mut self, weights: &Weights) -> Result<(), LoadError> {
         for (name, dtype, shape, length) in weights.iter() {
-            if is_known_buffer(name) {
-                continue;
-            }
             self.field(name.as_bytes());
             self.field(dtype.as_bytes());
             self.0.update(&(shape.len() as u64).to_le_bytes());

@@ -5,26 +5,27 @@
 //! encoders when anything else is asked, the VAE on a GPU when patches start. The noise predictor
 //! stays, unless the VAE has no room beside it.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use gigasmith_proto::domain::{Array, Conditioning, Dtype, ModelDescription, NoiseTask, Rect, TextEncoding};
 
-use super::clip::{ClipText, side_by_side};
-use super::config::{ModelIndex, PresetFile, TextConfig, read_schedule};
-use super::describe::{Configs, TEXT, UNET, VAE, device_bytes, fingerprints, native_sizes};
+use super::clip::side_by_side;
+use super::config::{ModelIndex, PresetFile, TextConfig, Training, read_schedule};
+use super::describe::{device_bytes, fingerprints, native_sizes};
 use super::error::{LoadError, explained};
 use super::files::ModelFiles;
 use super::guidance::resolve_blocks;
 use super::hub::{self, HubOptions};
-use super::kernels::{self, working_dtype};
+use super::kernels;
+use super::networks::{Networks, Text};
 use super::norms::Norms;
 use super::predictor::{Checked, Predictor, Row, Running};
 use super::select::{BatchChoice, DeviceChoice, candle_dtype, dtype_for, numeric_class};
 use super::source::ModelSource;
 use super::tokenizer::Tokenizer;
-use super::unet::{Unet, pag_names};
+use super::unet::pag_names;
 use super::vae::Vae;
-use super::weights::{Mode, Weights};
-use super::{layout, pocket};
+use super::weights::Mode;
+use super::{kind, pocket};
 use crate::backend::{Backend, BackendError, Patch, Started};
 use crate::synthetic::Synthetic;
 
@@ -65,27 +66,19 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<SdxlModel, Lo
     if let ModelFiles::Folder(path) = &files
         && !files.exists("model_index.json")
     {
-        return Err(LoadError::NotAModel(path.clone()));
+        return Err(kind::of_folder(path));
     }
     SdxlModel::open(&files, source.name(), device, (dtype, options.batch))
 }
 
-/// The text encoders while they are placed.
-#[derive(Debug)]
-struct Text([ClipText; 2]);
-
 /// An SDXL model on a device.
 #[derive(Debug)]
 pub struct SdxlModel {
-    device: Device,
-    dtype: DType,
+    networks: Networks,
     /// Patches of a call, at most; on a GPU always.
     batch: usize,
     /// What the VAE needs, with its weights.
     vae_bytes: u64,
-    configs: Configs,
-    /// In the order of [`layout::WEIGHTED`].
-    weights: [Weights; 4],
     tokenizers: [Tokenizer; 2],
     description: ModelDescription,
     text: Option<Text>,
@@ -102,32 +95,31 @@ impl SdxlModel {
     ) -> Result<Self, LoadError> {
         let index = ModelIndex::read(files)?;
         let presets = PresetFile::read(files)?;
-        let schedule = read_schedule(files)?;
-        let configs = Configs::read(files)?;
+        let schedule = read_schedule(files, index.scheduler)?;
         let prefer_half = dtype != Dtype::F32;
-        let open = |i: usize| {
-            let (folder, stem) = layout::WEIGHTED[i];
-            Weights::open(files, folder, stem, prefer_half)
-        };
-        let weights = [open(0)?, open(1)?, open(2)?, open(3)?];
+        let networks = Networks::open(files, (device, candle_dtype(dtype)), prefer_half)?;
+        let Networks { device, configs, weights, .. } = &networks;
         let tokenizer = |folder: &str, config: &TextConfig| {
             Tokenizer::load(files, folder, config.max_positions, config.vocab_size)
         };
         let tokenizers =
             [tokenizer("tokenizer", &configs.text[0])?, tokenizer("tokenizer_2", &configs.text[1])?];
         Tokenizer::check_pair(files, &tokenizers)?;
-        let batch = batch.patches(&device, configs.unet.sample_size);
-        let memory = device_bytes((&device, dtype), batch, &configs, &weights);
+        let batch = batch.patches(device, configs.unet.sample_size);
+        let memory = device_bytes((device, dtype), batch, configs, weights);
         if device.is_cpu() {
             crate::memory::keep(memory.working);
         }
+        let factor = configs.vae.factor();
+        let training =
+            Training::told_by(index.scheduler, schedule.timestep_spacing, configs.unet.sample_size * factor);
         let description = ModelDescription {
             name,
-            fingerprints: fingerprints(files, &weights, &tokenizers)?,
-            numeric_class: numeric_class(&device, dtype, batch),
+            fingerprints: fingerprints(configs, weights, &tokenizers)?,
+            numeric_class: numeric_class(device, dtype, batch),
             patch_side: configs.unet.sample_size as u32,
             latent_channels: configs.unet.in_channels as u32,
-            latent_factor: configs.vae.factor() as u32,
+            latent_factor: factor as u32,
             scaling_factor: configs.vae.scaling_factor as f32,
             vae_tile: configs.vae.sample_size as u32,
             vae_reach: configs.vae.reach(),
@@ -136,82 +128,45 @@ impl SdxlModel {
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             schedule,
             pag_blocks: pag_names(&configs.unet),
-            native_sizes: native_sizes(&presets, &configs),
-            preset: presets.preset(),
+            native_sizes: native_sizes(&presets, configs),
+            preset: presets.preset(training),
         };
-        let dtype = candle_dtype(dtype);
-        let model = Self {
-            device,
-            dtype,
+        index.scheduler.say();
+        Ok(Self {
             batch,
             vae_bytes: memory.vae,
-            configs,
-            weights,
+            networks,
             tokenizers,
             description,
             text: None,
             predictor: None,
             vae: None,
-        };
-        model.check_weights()?;
-        Ok(model)
-    }
-
-    /// Checks every tensor's name and shape without reading any.
-    fn check_weights(&self) -> Result<(), LoadError> {
-        self.build_text(Mode::Check)?;
-        self.build_unet(Mode::Check)?;
-        self.build_vae(Mode::Check)?;
-        Ok(())
-    }
-
-    fn build_text(&self, mode: Mode) -> Result<Text, LoadError> {
-        let dtype = if self.device.is_cpu() { DType::F32 } else { self.dtype };
-        let one = |i: usize| {
-            self.weights[TEXT[i]]
-                .build(mode, &self.device, dtype, |scope| ClipText::load(scope, &self.configs.text[i]))
-        };
-        Ok(Text([one(0)?, one(1)?]))
-    }
-
-    fn build_unet(&self, mode: Mode) -> Result<Unet, LoadError> {
-        let (config, dtype) = (&self.configs.unet, self.dtype);
-        let working = working_dtype(&self.device, dtype);
-        self.weights[UNET].build(mode, &self.device, dtype, |scope| Unet::load(scope, config, working))
-    }
-
-    fn build_vae(&self, mode: Mode) -> Result<Vae, LoadError> {
-        let config = &self.configs.vae;
-        let overflows = self.dtype == DType::F16 && config.force_upcast;
-        let dtype = if overflows { DType::F32 } else { self.dtype };
-        let working = working_dtype(&self.device, dtype);
-        if mode == Mode::Read && self.dtype != DType::F32 {
-            kernels::round_f32(&self.device)?;
-        }
-        self.weights[VAE].build(mode, &self.device, dtype, |scope| Vae::load(scope, config, working))
+        })
     }
 
     fn tensor(&self, array: &Array) -> candle_core::Result<Tensor> {
-        Tensor::from_slice(array.data(), array.shape(), &Device::Cpu)?.unsqueeze(0)?.to_device(&self.device)
+        Tensor::from_slice(array.data(), array.shape(), &Device::Cpu)?
+            .unsqueeze(0)?
+            .to_device(&self.networks.device)
     }
 
     fn vae(&mut self) -> Result<&Vae, BackendError> {
         self.text = None;
         if self.vae.is_none() {
             self.make_room().map_err(|e| device_error("an image", &e))?;
-            self.vae = Some(self.build_vae(Mode::Read)?);
+            self.vae = Some(self.networks.vae(Mode::Read)?);
         }
         Ok(self.vae.as_ref().expect("placed above"))
     }
 
     /// Gives the noise predictor up where the VAE has no room beside it.
     fn make_room(&mut self) -> candle_core::Result<()> {
-        kernels::give_back(&self.device)?;
-        let free = kernels::free_bytes(&self.device)?;
+        kernels::give_back(&self.networks.device)?;
+        let free = kernels::free_bytes(&self.networks.device)?;
         if self.predictor.is_some() && free.is_some_and(|free| free < self.vae_bytes) {
             tracing::debug!(?free, needed = self.vae_bytes, "the noise predictor makes room for the VAE");
             self.predictor = None;
-            kernels::give_back(&self.device)?;
+            kernels::give_back(&self.networks.device)?;
         }
         Ok(())
     }
@@ -228,7 +183,7 @@ impl SdxlModel {
             Through::Decoder => "an image",
         };
         let input = self.tensor(input).map_err(|e| device_error(name, &e))?;
-        let device = self.device.clone();
+        let device = self.networks.device.clone();
         let vae = self.vae()?;
         let output = on_pool(&device, || match what {
             Through::Encoder => vae.encode(&input, &mut norms),
@@ -240,7 +195,7 @@ impl SdxlModel {
 
     /// An image tile must be cut at latent pixels.
     fn check_image(&self, image: &Array) -> Result<usize, BackendError> {
-        let f = self.configs.vae.factor();
+        let f = self.networks.configs.vae.factor();
         match image.chw() {
             Some((3, h, w)) if h > 0 && w > 0 && h % f == 0 && w % f == 0 => Ok(h / f),
             _ => Err(shape("the image tile", image, format!("(3, height, width) in multiples of {f}"))),
@@ -248,7 +203,7 @@ impl SdxlModel {
     }
 
     fn check_latent(&self, latent: &Array) -> Result<usize, BackendError> {
-        let channels = self.configs.vae.latent_channels;
+        let channels = self.networks.configs.vae.latent_channels;
         match latent.chw() {
             Some((c, h, w)) if c == channels && h > 0 && w > 0 => Ok(h),
             _ => Err(shape("the latent tile", latent, format!("({channels}, height, width)"))),
@@ -257,7 +212,7 @@ impl SdxlModel {
 
     /// What a patch needs to go through the network, if it is one for this model.
     fn check_patch<'a>(&self, (task, conditioning): Patch<'a>) -> Result<Checked<'a>, BackendError> {
-        let channels = self.configs.unet.in_channels;
+        let channels = self.networks.configs.unet.in_channels;
         if !matches!(task.latent.chw(), Some((c, h, w)) if c == channels && h > 0 && w > 0) {
             return Err(shape("the latent", &task.latent, format!("({channels}, height, width)")));
         }
@@ -274,7 +229,8 @@ impl SdxlModel {
         if task.pag.is_some() {
             rows.push(row(&conditioning.prompt, &conditioning.pooled));
         }
-        let (width, pooled_width) = (self.configs.unet.cross_dim(), self.configs.unet.pooled_dim());
+        let (width, pooled_width) =
+            (self.networks.configs.unet.cross_dim(), self.networks.configs.unet.pooled_dim());
         for Row { states, pooled, .. } in &rows {
             if states.shape().len() != 2 || states.shape()[1] != width {
                 return Err(shape("the text states", states, format!("(tokens, {width})")));
@@ -292,12 +248,12 @@ impl SdxlModel {
     /// Starts patches that go together.
     fn start_group(&mut self, patches: &[&Checked<'_>]) -> Result<Running, BackendError> {
         let had_text = self.text.take().is_some();
-        let had_vae = !self.device.is_cpu() && self.vae.take().is_some();
+        let had_vae = !self.networks.device.is_cpu() && self.vae.take().is_some();
         if had_text || had_vae {
-            kernels::give_back(&self.device).map_err(|e| device_error("noise", &e))?;
+            kernels::give_back(&self.networks.device).map_err(|e| device_error("noise", &e))?;
         }
         if self.predictor.is_none() {
-            self.predictor = Some(Predictor::new(self.build_unet(Mode::Read)?, &self.device));
+            self.predictor = Some(Predictor::new(self.networks.unet(Mode::Read)?, &self.networks.device));
         }
         let predictor = self.predictor.as_mut().expect("placed above");
         predictor.start(patches).map_err(|e| device_error("noise", &e))
@@ -329,7 +285,7 @@ impl Backend for SdxlModel {
 
     fn encode_text(&mut self, prompt: &str) -> Result<TextEncoding, BackendError> {
         if self.text.is_none() {
-            self.text = Some(self.build_text(Mode::Read)?);
+            self.text = Some(self.networks.text(Mode::Read)?);
         }
         let Text(encoders) = self.text.as_ref().expect("placed above");
         let encode =
@@ -346,7 +302,7 @@ impl Backend for SdxlModel {
                 dropped_tokens: dropped as u32,
             })
         };
-        on_pool(&self.device, compute).map_err(|e| device_error("text", &e))
+        on_pool(&self.networks.device, compute).map_err(|e| device_error("text", &e))
     }
 
     fn predict_noise(
@@ -381,7 +337,7 @@ impl Backend for SdxlModel {
             chosen.iter().for_each(|j| is_chosen[*j] = true);
             let mut group: Vec<&Checked<'_>> =
                 chosen.iter().map(|j| checked[*j].as_ref().expect("chosen among them")).collect();
-            if !self.device.is_cpu() {
+            if !self.networks.device.is_cpu() {
                 // A library may take other kernels for other sizes of a batch: so there is only one size.
                 group.resize(self.batch, group[0]);
             }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::error::LoadError;
+use super::kind;
 use crate::synthetic::{Synthetic, SyntheticOptions};
 
 /// Where a model comes from.
@@ -25,7 +26,8 @@ pub enum ModelSource {
 
 impl ModelSource {
     /// `pocket`; an existing folder; `org/name` with an optional `@revision`; or `synthetic` with options
-    /// (see [`SyntheticOptions`]). Looks at the file system only to see whether the folder exists.
+    /// (see [`SyntheticOptions`]). Looks at the file system to see whether the folder exists, and what a file is
+    /// that was given in its place.
     pub fn parse(text: &str) -> Result<Self, LoadError> {
         if text == "pocket" {
             return Ok(Self::Pocket);
@@ -39,6 +41,15 @@ impl ModelSource {
         let path = PathBuf::from(text);
         if path.is_dir() {
             return Ok(Self::Folder(path));
+        }
+        if path.is_file() {
+            return Err(kind::of_file(&path));
+        }
+        if ["http://", "https://"].iter().any(|start| text.starts_with(start)) {
+            return Err(LoadError::Address(text.to_owned()));
+        }
+        if kind::is_weights(&path) {
+            return Err(LoadError::NoSuchFile(text.to_owned()));
         }
         let (id, revision) = match text.split_once('@') {
             Some((id, revision)) => (id, Some(revision)),
@@ -114,5 +125,12 @@ mod tests {
             let error = ModelSource::parse(text).unwrap_err().to_string();
             assert!(error.contains("neither `pocket`, nor an existing folder, nor a hub id"), "{error}");
         }
+        let error = ModelSource::parse("models/sd_xl_base.safetensors").unwrap_err().to_string();
+        assert!(error.contains("`models/sd_xl_base.safetensors` does not exist"), "{error}");
+        let error = ModelSource::parse("https://example.org/org/name").unwrap_err().to_string();
+        assert!(error.contains("is a web address; give a hub model's id"), "{error}");
+        let file = tempfile::NamedTempFile::with_suffix(".safetensors").unwrap();
+        let error = ModelSource::parse(file.path().to_str().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("is an empty file"), "{error}");
     }
 }

@@ -18,6 +18,7 @@ use safetensors::tensor::Metadata;
 
 use super::error::LoadError;
 use super::files::{Blob, ModelFiles};
+use super::names::Naming;
 
 /// Where a tensor lies.
 #[derive(Debug, Clone)]
@@ -78,6 +79,21 @@ impl Weights {
             weights.add_file(files, &path)?;
         }
         Ok(weights)
+    }
+
+    /// The same tensors under the names that this program has for them, without those that nothing reads.
+    pub(crate) fn named(mut self, naming: Naming) -> Result<Self, LoadError> {
+        let mut named = BTreeMap::new();
+        for (name, entry) in std::mem::take(&mut self.entries) {
+            let Some(canonical) = naming.canonical(&name) else { continue };
+            let file = self.blobs[entry.blob].name().to_owned();
+            if named.insert(canonical.clone(), entry).is_some() {
+                let reason = format!("tensor `{canonical}` is there under two names");
+                return Err(LoadError::DamagedWeights { file, reason });
+            }
+        }
+        self.entries = named;
+        Ok(self)
     }
 
     fn add_shards(&mut self, files: &ModelFiles, folder: &str, index: &str) -> Result<(), LoadError> {
@@ -163,8 +179,7 @@ impl Weights {
     }
 
     fn finish(&self, taken: &BTreeSet<String>) -> Result<(), LoadError> {
-        let mut unused =
-            self.entries.iter().filter(|(name, _)| !taken.contains(*name) && !is_known_buffer(name));
+        let mut unused = self.entries.iter().filter(|(name, _)| !taken.contains(*name));
         let Some((tensor, entry)) = unused.next() else { return Ok(()) };
         let more = match unused.count() {
             0 => String::new(),
@@ -177,11 +192,6 @@ impl Weights {
             more,
         })
     }
-}
-
-/// Tensors that some exporters store although they are no weights.
-pub(crate) fn is_known_buffer(name: &str) -> bool {
-    name.ends_with("embeddings.position_ids") || name == "logit_scale"
 }
 
 /// What a file's header says, and where it ends. Tensors neither overlap nor leave holes, have as many bytes as

@@ -1,10 +1,9 @@
-//! `model_index.json` (what the model is made of) and the optional `gigasmith.json` (its presets).
+//! `model_index.json`: what the model is made of.
 
-use gigasmith_proto::domain::{PAPER_SLIDER_SHARES, Preset};
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::Reader;
+use super::schedulers::{self, Class};
+use super::{Reader, pipelines};
 use crate::model::error::LoadError;
 use crate::model::files::ModelFiles;
 
@@ -13,18 +12,15 @@ use crate::model::files::ModelFiles;
 pub(crate) struct ModelIndex {
     /// A missing negative prompt means zero embeddings.
     pub(crate) force_zeros_for_empty_prompt: bool,
+    /// The scheduler's class.
+    pub(crate) scheduler: Class,
 }
 
 impl ModelIndex {
     /// Reads the index and checks that every component is of a class this program implements.
     pub(crate) fn read(files: &ModelFiles) -> Result<Self, LoadError> {
         let r = Reader::open(files, "model_index.json")?;
-        let pipeline = r.str_or("_class_name", "StableDiffusionXLPipeline")?;
-        if !pipeline.starts_with("StableDiffusionXL") {
-            return Err(
-                r.error("_class_name", "only pipelines of the StableDiffusionXL family are supported")
-            );
-        }
+        check_pipeline(&r)?;
         let classes: [(&str, &[&str]); 6] = [
             ("unet", &["UNet2DConditionModel"]),
             ("vae", &["AutoencoderKL"]),
@@ -34,90 +30,48 @@ impl ModelIndex {
             ("tokenizer_2", &["CLIPTokenizer", "CLIPTokenizerFast"]),
         ];
         for (key, allowed) in classes {
-            let class = r.get(key).and_then(|v| v.get(1)).and_then(Value::as_str);
-            if !class.is_some_and(|c| allowed.contains(&c)) {
+            if !class(&r, key).is_some_and(|c| allowed.contains(&c)) {
                 return Err(r.error(key, format!("only the class {} is supported", allowed.join(" or "))));
             }
         }
-        let scheduler = r.get("scheduler").and_then(|v| v.get(1)).and_then(Value::as_str);
-        // The betas are the model's; the sampler is ours. So any scheduler's file will do.
-        if !scheduler.is_some_and(|c| c.ends_with("Scheduler")) {
+        let Some(scheduler) = class(&r, "scheduler") else {
             return Err(r.error("scheduler", "a scheduler's class is needed"));
-        }
-        Ok(Self { force_zeros_for_empty_prompt: r.bool_or("force_zeros_for_empty_prompt", true)? })
+        };
+        let found = schedulers::find(scheduler);
+        let scheduler = found.ok_or_else(|| r.error("scheduler", schedulers::refusal(scheduler)))?;
+        let force_zeros_for_empty_prompt = r.bool_or("force_zeros_for_empty_prompt", true)?;
+        Ok(Self { force_zeros_for_empty_prompt, scheduler })
     }
 }
 
-/// `gigasmith.json`: what to use when the user says nothing. Every key is optional.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PresetFile {
-    steps: Option<u32>,
-    guidance_scale: Option<f32>,
-    scale: Option<f32>,
-    /// Guided share of the steps, for the first upscale stage and for the later ones.
-    slider_shares: Option<[f32; 2]>,
-    /// (width, height) in image pixels, the default first.
-    #[serde(default)]
-    pub(crate) native_sizes: Vec<(u32, u32)>,
+/// The class of a component.
+fn class<'a>(r: &'a Reader, component: &str) -> Option<&'a str> {
+    r.get(component).and_then(|v| v.get(1)).and_then(Value::as_str)
 }
 
-impl PresetFile {
-    const NAME: &'static str = "gigasmith.json";
-
-    /// Reads the file if there is one.
-    pub(crate) fn read(files: &ModelFiles) -> Result<Self, LoadError> {
-        if !files.exists(Self::NAME) {
-            return Ok(Self::default());
-        }
-        let preset: Self = serde_json::from_str(&files.text(Self::NAME)?)
-            .map_err(|e| LoadError::Json { file: files.name(Self::NAME), reason: e.to_string() })?;
-        preset.check().map_err(|reason| LoadError::Json { file: files.name(Self::NAME), reason })?;
-        Ok(preset)
+/// The pipeline must make pictures of texts with SDXL's parts.
+fn check_pipeline(r: &Reader) -> Result<(), LoadError> {
+    let key = "_class_name";
+    let pipeline = match r.get(key) {
+        // A pipeline with code of its own: [module, class].
+        Some(Value::Array(names)) => names.last().and_then(Value::as_str),
+        Some(name) => name.as_str(),
+        None => Some("StableDiffusionXLPipeline"),
+    };
+    let Some(pipeline) = pipeline else { return Err(r.error(key, "a pipeline's class is needed")) };
+    if let Some(reason) = pipelines::refusal(pipeline) {
+        return Err(r.error(key, reason));
     }
-
-    fn check(&self) -> Result<(), String> {
-        if self.steps == Some(0) {
-            return Err("`steps` must be at least 1".into());
-        }
-        for (key, value, least) in [("guidance_scale", self.guidance_scale, 0.0), ("scale", self.scale, 1.0)]
-        {
-            if value.is_some_and(|v| !(v.is_finite() && v >= least)) {
-                return Err(format!("`{key}` must be a number of at least {least}"));
-            }
-        }
-        if self.slider_shares.is_some_and(|shares| !shares.iter().all(|s| (0.0..=1.0).contains(s))) {
-            return Err("`slider_shares` must be two numbers from 0 to 1".into());
-        }
-        Ok(())
+    if class(r, "controlnet").is_some() {
+        let what = "it is a ControlNet's pipeline; give the model without it";
+        return Err(r.error("controlnet", what));
     }
-
-    /// The presets, completed with the published program's defaults.
-    pub(crate) fn preset(&self) -> Preset {
-        Preset {
-            steps: self.steps.unwrap_or(50),
-            guidance_scale: self.guidance_scale.unwrap_or(7.5),
-            scale: self.scale.unwrap_or(2.0),
-            slider_shares: self.slider_shares.unwrap_or(PAPER_SLIDER_SHARES),
-        }
+    let refiner = class(r, "text_encoder").is_none() && class(r, "text_encoder_2").is_some();
+    if refiner || r.bool_or("requires_aesthetics_score", false)? {
+        let key = if refiner { "text_encoder" } else { "requires_aesthetics_score" };
+        let what = "it is an SDXL refiner, which cannot make pictures by itself; give the base model \
+                    (`stabilityai/stable-diffusion-xl-base-1.0` or one made of it)";
+        return Err(r.error(key, what));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn presets_are_completed_and_checked() {
-        let some: PresetFile = serde_json::from_str(r#"{"steps": 30}"#).unwrap();
-        assert_eq!(
-            some.preset(),
-            Preset { steps: 30, guidance_scale: 7.5, scale: 2.0, slider_shares: [0.4, 0.6] }
-        );
-        assert!(serde_json::from_str::<PresetFile>(r#"{"step": 30}"#).is_err());
-        let shares: PresetFile = serde_json::from_str(r#"{"slider_shares": [0.5, 1.5]}"#).unwrap();
-        assert!(shares.check().is_err());
-        let bad: PresetFile = serde_json::from_str(r#"{"scale": 0.5}"#).unwrap();
-        assert_eq!(bad.check().unwrap_err(), "`scale` must be a number of at least 1");
-    }
+    Ok(())
 }

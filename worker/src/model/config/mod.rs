@@ -2,15 +2,19 @@
 //! error that names file and key, never a silent default.
 
 mod index;
+mod pipelines;
+mod presets;
 mod reader;
 mod schedule;
+mod schedulers;
 mod text;
 mod unet;
 mod vae;
 
-pub(crate) use index::{ModelIndex, PresetFile};
-pub(crate) use reader::{Reader, canonical};
+pub(crate) use index::ModelIndex;
+pub(crate) use presets::{PresetFile, Training};
+pub(crate) use reader::{Reader, canonical_config};
 pub(crate) use schedule::read_schedule;
 pub(crate) use text::{Activation, TextConfig};
-pub(crate) use unet::{BlockConfig, UnetConfig};
+pub(crate) use unet::{BlockConfig, MidConfig, UnetConfig};
 pub(crate) use vae::VaeConfig;

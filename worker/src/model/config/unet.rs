@@ -3,14 +3,44 @@
 //! Two traps of the format: `attention_head_dim` really is the *number* of heads, and
 //! `resnet_out_scale_factor` is never applied to the block types supported here.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Reader;
 use crate::model::error::LoadError;
 use crate::model::files::ModelFiles;
 
+/// More than any network has: what a configuration can make this program allocate is bounded.
+const MAX_WIDTH: usize = 1 << 14;
+const MAX_BLOCKS: usize = 8;
+const MAX_LAYERS: usize = 64;
+const MAX_DEPTH: usize = 256;
+const MAX_SIDE: usize = 4096;
+const MAX_KERNEL: usize = 31;
+
+/// What is between the down and the up path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) enum MidConfig {
+    /// `UNetMidBlock2DCrossAttn`: a resnet, a transformer of so many layers, a resnet.
+    Attention(usize),
+    /// `UNetMidBlock2D` as diffusers builds it here: one resnet (SSD-1B, Segmind-Vega).
+    Resnet,
+    /// Nothing (KOALA).
+    Absent,
+}
+
+impl MidConfig {
+    /// Transformer layers.
+    pub(crate) fn depth(self) -> usize {
+        match self {
+            Self::Attention(depth) => depth,
+            Self::Resnet | Self::Absent => 0,
+        }
+    }
+}
+
 /// One resolution of the down or up path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct BlockConfig {
     /// Width.
     pub(crate) channels: usize,
@@ -28,7 +58,7 @@ pub(crate) struct BlockConfig {
 }
 
 /// The whole network.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct UnetConfig {
     pub(crate) sample_size: usize,
     pub(crate) in_channels: usize,
@@ -38,8 +68,7 @@ pub(crate) struct UnetConfig {
     pub(crate) freq_shift: f64,
     /// By resolution, the finest first.
     pub(crate) blocks: Vec<BlockConfig>,
-    /// Transformer layers of the middle block.
-    pub(crate) mid_depth: usize,
+    pub(crate) mid: MidConfig,
     /// Every residual sum of the middle block's resnets is divided by this.
     pub(crate) mid_scale: f64,
     pub(crate) downsample_padding: usize,
@@ -68,52 +97,94 @@ impl UnetConfig {
     /// Reads `unet/config.json`.
     pub(crate) fn read(files: &ModelFiles) -> Result<Self, LoadError> {
         let r = Reader::open(files, "unet/config.json")?;
+        refuse_other_models(&r)?;
         refuse_unsupported(&r)?;
-        let channels = r.sizes("block_out_channels")?;
-        let blocks = read_blocks(&r, &channels)?;
+        let channels = r.sizes("block_out_channels", MAX_WIDTH)?;
+        if channels.len() > MAX_BLOCKS {
+            return Err(r.error("block_out_channels", format!("at most {MAX_BLOCKS} blocks are supported")));
+        }
+        let mid = mid(&r, channels.len())?;
+        let blocks = read_blocks(&r, &channels, mid)?;
         let groups = r.size("norm_num_groups")?;
         if channels.iter().any(|c| c % groups != 0) {
             return Err(r.error("norm_num_groups", format!("it must divide every width of {channels:?}")));
         }
-        let in_channels = r.usize_or("in_channels", 4)?;
-        r.require("out_channels", &[json!(in_channels)])?;
         let config = Self {
             sample_size: side(&r)?,
-            in_channels,
+            in_channels: r.size_or("in_channels", 4, MAX_WIDTH)?,
             base_channels: channels[0],
             flip_sin_to_cos: r.bool_or("flip_sin_to_cos", true)?,
             freq_shift: r.f64_or("freq_shift", 0.0)?,
-            mid_depth: mid_depth(&r)?,
-            mid_scale: r.f64_or("mid_block_scale_factor", 1.0)?,
+            mid,
+            mid_scale: r.positive_or("mid_block_scale_factor", 1.0)?,
             downsample_padding: r.usize_or("downsample_padding", 1)?,
             norm_num_groups: groups,
-            norm_eps: r.f64_or("norm_eps", 1e-5)?,
+            norm_eps: r.positive_or("norm_eps", 1e-5)?,
             use_linear_projection: r.bool_or("use_linear_projection", false)?,
             upcast_attention: r.bool_or("upcast_attention", false)?,
-            addition_time_embed_dim: r.size("addition_time_embed_dim")?,
+            addition_time_embed_dim: r.size_up_to("addition_time_embed_dim", MAX_WIDTH)?,
             projection_input_dim: r.size("projection_class_embeddings_input_dim")?,
-            time_embed_dim: r.usize_or("time_embedding_dim", channels[0] * 4)?,
+            time_embed_dim: r.size_or("time_embedding_dim", channels[0] * 4, 4 * MAX_WIDTH)?,
             conv_in_kernel: odd(&r, "conv_in_kernel")?,
             conv_out_kernel: odd(&r, "conv_out_kernel")?,
             blocks,
         };
-        if config.downsample_padding > 1 {
+        config.check(&r)?;
+        r.warn_unread();
+        Ok(config)
+    }
+
+    /// Values that are right each by itself must make a network together.
+    fn check(&self, r: &Reader) -> Result<(), LoadError> {
+        if self.downsample_padding > 1 {
             return Err(r.error("downsample_padding", "only 0 or 1 is supported"));
         }
-        if config.projection_input_dim <= 6 * config.addition_time_embed_dim {
+        if self.projection_input_dim <= 6 * self.addition_time_embed_dim {
             let expected = "it must exceed 6 times `addition_time_embed_dim` by the pooled text width";
             return Err(r.error("projection_class_embeddings_input_dim", expected));
         }
-        for (key, value) in
-            [("addition_time_embed_dim", config.addition_time_embed_dim), ("block_out_channels", channels[0])]
-        {
+        for (key, value) in [
+            ("addition_time_embed_dim", self.addition_time_embed_dim),
+            ("block_out_channels", self.base_channels),
+        ] {
             if value % 2 != 0 || value < 4 {
                 return Err(r.error(key, "a sinusoidal embedding needs an even width of at least 4"));
             }
         }
-        r.warn_unread();
-        Ok(config)
+        // The frequencies of the embeddings are spread over half their width less the shift.
+        let half = self.addition_time_embed_dim.min(self.base_channels) / 2;
+        if self.freq_shift < 0.0 || self.freq_shift > half as f64 - 1.0 {
+            return Err(r.error("freq_shift", format!("a number from 0 to {} is needed", half - 1)));
+        }
+        Ok(())
     }
+}
+
+/// Fails on networks for another use than to make pictures of texts, and says which.
+fn refuse_other_models(r: &Reader) -> Result<(), LoadError> {
+    if let Some(class) = r.get("_class_name").and_then(Value::as_str).filter(|c| *c != "UNet2DConditionModel")
+    {
+        return Err(r.error("_class_name", format!("{class} is not supported; only UNet2DConditionModel is")));
+    }
+    if r.get("time_cond_proj_dim").is_some() {
+        let what =
+            "this is an LCM model, which is told the guidance scale; such models are not supported yet";
+        return Err(r.error("time_cond_proj_dim", what));
+    }
+    let (inputs, outputs) = (r.usize_or("in_channels", 4)?, r.usize_or("out_channels", 4)?);
+    if inputs == outputs {
+        return Ok(());
+    }
+    let what = match (inputs, outputs) {
+        (9, 4) => "this is an inpainting model (its UNet also sees a mask and a masked picture)",
+        (8, 4) => "this is an editing model, as InstructPix2Pix (its UNet also sees a picture)",
+        (7, 4) => "this is an upscaling model (its UNet also sees a small picture)",
+        (5, 4) => "this is a depth model (its UNet also sees a depth map)",
+        (4, 8) => "this is a model that also predicts the variance",
+        _ => "this is a model with other inputs than outputs",
+    };
+    let key = if inputs == 4 { "out_channels" } else { "in_channels" };
+    Err(r.error(key, format!("{what}; only models that make pictures of texts are supported")))
 }
 
 /// Fails on every value that means a network other than the one implemented.
@@ -122,7 +193,6 @@ fn refuse_unsupported(r: &Reader) -> Result<(), LoadError> {
     if !text_time {
         return Err(r.error("addition_embed_type", "only \"text_time\" (SDXL) is supported"));
     }
-    r.require("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
     r.require("act_fn", &[json!("silu"), json!("swish")])?;
     r.require("attention_type", &[json!("default")])?;
     r.require("resnet_time_scale_shift", &[json!("default")])?;
@@ -142,7 +212,6 @@ fn refuse_unsupported(r: &Reader) -> Result<(), LoadError> {
         "encoder_hid_dim",
         "encoder_hid_dim_type",
         "num_class_embeds",
-        "time_cond_proj_dim",
         "time_embedding_act_fn",
         "timestep_post_act",
     ] {
@@ -159,16 +228,32 @@ fn refuse_unsupported(r: &Reader) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn read_blocks(r: &Reader, channels: &[usize]) -> Result<Vec<BlockConfig>, LoadError> {
+/// What `mid_block_type` says: a missing key is not the same as null.
+fn mid(r: &Reader, blocks: usize) -> Result<MidConfig, LoadError> {
+    const ATTENTION: &str = "UNetMidBlock2DCrossAttn";
+    if r.is_null("mid_block_type") {
+        return Ok(MidConfig::Absent);
+    }
+    match r.str_or("mid_block_type", ATTENTION)? {
+        ATTENTION => Ok(MidConfig::Attention(mid_depth(r, blocks)?)),
+        "UNetMidBlock2D" => Ok(MidConfig::Resnet),
+        _ => Err(r.error(
+            "mid_block_type",
+            format!("only \"{ATTENTION}\", \"UNetMidBlock2D\" or null is supported"),
+        )),
+    }
+}
+
+fn read_blocks(r: &Reader, channels: &[usize], mid: MidConfig) -> Result<Vec<BlockConfig>, LoadError> {
     let n = channels.len();
     let down = has_attention(r, "down_block_types", ["DownBlock2D", "CrossAttnDownBlock2D"], n)?;
     let mut up = has_attention(r, "up_block_types", ["UpBlock2D", "CrossAttnUpBlock2D"], n)?;
     up.reverse();
-    let layers = r.size_per("layers_per_block", 2, n)?;
+    let layers = r.size_per("layers_per_block", 2, n, MAX_LAYERS)?;
     let key =
         if r.get("num_attention_heads").is_some() { "num_attention_heads" } else { "attention_head_dim" };
-    let heads = r.size_per(key, 8, n)?;
-    let cross = r.size_per("cross_attention_dim", 1280, n)?;
+    let heads = r.size_per(key, 8, n, MAX_WIDTH)?;
+    let cross = r.size_per("cross_attention_dim", 1280, n, MAX_WIDTH)?;
     if cross.iter().any(|c| c != &cross[0]) {
         return Err(r.error("cross_attention_dim", "the text states have one width, so all must be equal"));
     }
@@ -187,7 +272,7 @@ fn read_blocks(r: &Reader, channels: &[usize]) -> Result<Vec<BlockConfig>, LoadE
     up_depths.reverse();
     (0..n)
         .map(|i| {
-            let attends = down[i] || up[i] || i + 1 == n;
+            let attends = down[i] || up[i] || (i + 1 == n && mid.depth() > 0);
             if attends && !channels[i].is_multiple_of(heads[i]) {
                 return Err(r.error(
                     key,
@@ -225,7 +310,7 @@ enum Depth {
 }
 
 fn depths(r: &Reader, key: &str, n: usize) -> Result<Vec<Depth>, LoadError> {
-    let number = |v: &Value| v.as_u64().filter(|d| *d > 0).map(|d| d as usize);
+    let number = |v: &Value| v.as_u64().filter(|d| *d <= MAX_DEPTH as u64).map(|d| d as usize);
     let one = |v: &Value| match v {
         Value::Array(list) => list.iter().map(number).collect::<Option<Vec<_>>>().map(Depth::PerLayer),
         other => number(other).map(Depth::Same),
@@ -236,12 +321,13 @@ fn depths(r: &Reader, key: &str, n: usize) -> Result<Vec<Depth>, LoadError> {
         Some(Value::Array(_)) => None,
         Some(v) => number(v).map(|d| vec![Depth::Same(d); n]),
     };
-    found.ok_or_else(|| r.error(key, format!("one number above 0, or {n} of them, or {n} lists are needed")))
+    found.ok_or_else(|| {
+        r.error(key, format!("one number up to {MAX_DEPTH}, or {n} of them, or {n} lists are needed"))
+    })
 }
 
-fn mid_depth(r: &Reader) -> Result<usize, LoadError> {
-    let n = r.sizes("block_out_channels")?.len();
-    match depths(r, "transformer_layers_per_block", n)?.last() {
+fn mid_depth(r: &Reader, blocks: usize) -> Result<usize, LoadError> {
+    match depths(r, "transformer_layers_per_block", blocks)?.last() {
         Some(Depth::Same(d)) => Ok(*d),
         Some(Depth::PerLayer(list)) if !list.is_empty() => Ok(list[0]),
         _ => Err(r.error("transformer_layers_per_block", "the last block needs a depth")),
@@ -266,13 +352,15 @@ fn has_attention(r: &Reader, key: &str, names: [&str; 2], n: usize) -> Result<Ve
 /// `sample_size`: a number, or a list of two equal ones.
 fn side(r: &Reader) -> Result<usize, LoadError> {
     match r.get("sample_size") {
-        Some(Value::Array(list)) if list.len() == 2 && list[0] == list[1] => Ok(r.sizes("sample_size")?[0]),
+        Some(Value::Array(list)) if list.len() == 2 && list[0] == list[1] => {
+            Ok(r.sizes("sample_size", MAX_SIDE)?[0])
+        }
         Some(Value::Array(_)) => Err(r.error("sample_size", "only square native windows are supported")),
-        _ => r.size("sample_size"),
+        _ => r.size_up_to("sample_size", MAX_SIDE),
     }
 }
 
 fn odd(r: &Reader, key: &str) -> Result<usize, LoadError> {
-    let value = r.usize_or(key, 3)?;
+    let value = r.size_or(key, 3, MAX_KERNEL)?;
     if value % 2 == 1 { Ok(value) } else { Err(r.error(key, "an odd number is needed")) }
 }

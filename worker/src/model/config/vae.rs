@@ -1,14 +1,23 @@
 //! `vae/config.json`: AutoencoderKL.
 
 use gigasmith_proto::domain::VaePair;
+use serde::Serialize;
 use serde_json::json;
 
 use super::Reader;
 use crate::model::error::LoadError;
 use crate::model::files::ModelFiles;
 
+/// More than any network has: what a configuration can make this program allocate is bounded.
+const MAX_WIDTH: usize = 1 << 14;
+/// Latents of at most 1/64 of the picture's side.
+const MAX_BLOCKS: usize = 7;
+const MAX_LAYERS: usize = 64;
+const MAX_CHANNELS: usize = 64;
+const MAX_SIDE: usize = 1 << 16;
+
 /// An AutoencoderKL (Rombach et al., arXiv 2112.10752).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct VaeConfig {
     pub(crate) block_out_channels: Vec<usize>,
     pub(crate) layers_per_block: usize,
@@ -63,12 +72,19 @@ impl VaeConfig {
         for (key, value) in [("in_channels", 3), ("out_channels", 3)] {
             r.require(key, &[json!(value)])?;
         }
-        for key in ["latents_mean", "latents_std", "shift_factor"] {
-            r.require(key, &[])?;
+        for key in ["latents_mean", "latents_std"] {
+            let what =
+                "latents that are normalised channel by channel (as Playground v2.5's) are not supported";
+            if r.get(key).is_some() {
+                return Err(r.error(key, what));
+            }
         }
         r.require("shift_factor", &[json!(0.0), json!(0)])?;
         r.ignore(&["_class_name"]);
-        let channels = r.sizes("block_out_channels")?;
+        let channels = r.sizes("block_out_channels", MAX_WIDTH)?;
+        if channels.len() > MAX_BLOCKS {
+            return Err(r.error("block_out_channels", format!("at most {MAX_BLOCKS} blocks are supported")));
+        }
         for (key, class) in
             [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
         {
@@ -77,20 +93,16 @@ impl VaeConfig {
                 return Err(r.error(key, format!("{} times \"{class}\" is needed", channels.len())));
             }
         }
-        let groups = r.usize_or("norm_num_groups", 32)?;
-        if groups == 0 || channels.iter().any(|c| c % groups != 0) {
+        let groups = r.size_or("norm_num_groups", 32, MAX_WIDTH)?;
+        if channels.iter().any(|c| c % groups != 0) {
             return Err(r.error("norm_num_groups", format!("it must divide every width of {channels:?}")));
         }
-        let scaling_factor = r.f64_or("scaling_factor", 0.18215)?;
-        if !(scaling_factor.is_finite() && scaling_factor > 0.0) {
-            return Err(r.error("scaling_factor", "a number above 0 is needed"));
-        }
         let config = Self {
-            layers_per_block: r.usize_or("layers_per_block", 1)?,
-            latent_channels: r.usize_or("latent_channels", 4)?,
+            layers_per_block: r.size_or("layers_per_block", 1, MAX_LAYERS)?,
+            latent_channels: r.size_or("latent_channels", 4, MAX_CHANNELS)?,
             norm_num_groups: groups,
-            sample_size: r.size("sample_size")?,
-            scaling_factor,
+            sample_size: r.size_up_to("sample_size", MAX_SIDE)?,
+            scaling_factor: r.positive_or("scaling_factor", 0.18215)?,
             force_upcast: r.bool_or("force_upcast", true)?,
             use_quant_conv: r.bool_or("use_quant_conv", true)?,
             use_post_quant_conv: r.bool_or("use_post_quant_conv", true)?,

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::Context;
 use super::transformer::{Transformer, TransformerSpec};
-use crate::model::config::{BlockConfig, UnetConfig};
+use crate::model::config::{BlockConfig, MidConfig, UnetConfig};
 use crate::model::error::LoadError;
 use crate::model::kernels;
 use crate::model::resnet::{Downsample, Resnet, ResnetSpec, Upsample};
@@ -20,7 +20,7 @@ pub(crate) fn pag_names(config: &UnetConfig) -> Vec<String> {
     let down: usize = config.blocks.iter().map(|b| count(&b.down_depths)).sum();
     let up: usize = config.blocks.iter().map(|b| count(&b.up_depths)).sum();
     let named = |letter: char, n: usize| (0..n).map(move |i| format!("{letter}{i}"));
-    named('d', down).chain(named('m', config.mid_depth)).chain(named('u', up)).collect()
+    named('d', down).chain(named('m', config.mid.depth())).chain(named('u', up)).collect()
 }
 
 /// Deals out names in module order.
@@ -150,38 +150,41 @@ impl DownBlock {
     }
 }
 
-/// `UNetMidBlock2DCrossAttn`.
+/// `UNetMidBlock2DCrossAttn`, or `UNetMidBlock2D`, of which diffusers takes one resnet here.
 #[derive(Debug)]
 pub(super) struct MidBlock {
     first: Resnet,
-    transformer: Transformer,
-    last: Resnet,
+    rest: Option<(Transformer, Resnet)>,
 }
 
 impl MidBlock {
-    pub(super) fn load(scope: &Scope<'_>, config: &UnetConfig) -> Load<Self> {
+    /// `None` for a network without a middle block.
+    pub(super) fn load(scope: &Scope<'_>, config: &UnetConfig) -> Load<Option<Self>> {
         let block = &config.blocks[config.blocks.len() - 1];
-        let (c, scale) = (block.channels, config.mid_scale);
-        let names = Names { letter: 'm', next: 0 }.take(config.mid_depth);
-        Ok(Self {
-            first: load_resnet(&scope.at("resnets.0"), config, c, c, scale)?,
-            transformer: Transformer::load(
-                &scope.at("attentions.0"),
-                transformer_spec(config, block),
-                &names,
-            )?,
-            last: load_resnet(&scope.at("resnets.1"), config, c, c, scale)?,
-        })
+        let resnet = |i: usize| {
+            let c = block.channels;
+            load_resnet(&scope.at("resnets").at(i), config, c, c, config.mid_scale)
+        };
+        let rest = match config.mid {
+            MidConfig::Absent => return Ok(None),
+            MidConfig::Resnet => None,
+            MidConfig::Attention(depth) => {
+                let names = Names { letter: 'm', next: 0 }.take(depth);
+                let spec = transformer_spec(config, block);
+                Some((Transformer::load(&scope.at("attentions.0"), spec, &names)?, resnet(1)?))
+            }
+        };
+        Ok(Some(Self { first: resnet(0)?, rest }))
     }
 
-    pub(super) fn transformer(&self) -> &Transformer {
-        &self.transformer
+    pub(super) fn transformer(&self) -> Option<&Transformer> {
+        self.rest.as_ref().map(|(transformer, _)| transformer)
     }
 
     pub(super) fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         let x = self.first.forward(x, Some(&context.time))?;
-        let x = self.transformer.forward(&x, context)?;
-        self.last.forward(&x, Some(&context.time))
+        let Some((transformer, last)) = &self.rest else { return Ok(x) };
+        last.forward(&transformer.forward(&x, context)?, Some(&context.time))
     }
 }
 

@@ -73,7 +73,7 @@ pub(crate) struct Unet {
     added: TimeEmbedding,
     conv_in: Conv2d,
     down: Vec<DownBlock>,
-    mid: MidBlock,
+    mid: Option<MidBlock>,
     up: Vec<UpBlock>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -112,7 +112,8 @@ impl Unet {
         let (states, mut text) = (states.to_dtype(self.dtype)?, Text::default());
         let (down, up) = (self.down.iter().flat_map(DownBlock::transformers), self.up.iter());
         let up = up.flat_map(UpBlock::transformers);
-        for transformer in down.chain([self.mid.transformer()]).chain(up) {
+        let mid = self.mid.iter().filter_map(MidBlock::transformer);
+        for transformer in down.chain(mid).chain(up) {
             transformer.read(&states, &mut text)?;
         }
         Ok(text)
@@ -128,7 +129,7 @@ impl Unet {
             .iter()
             .map(|b| of_block(b.channels, &b.down_depths) + of_block(b.channels, &b.up_depths));
         let last = config.blocks.last().map_or(0, |b| b.channels);
-        (of_blocks.sum::<usize>() + 2 * last * config.mid_depth) * tokens * dtype.size_in_bytes()
+        (of_blocks.sum::<usize>() + 2 * last * config.mid.depth()) * tokens * dtype.size_in_bytes()
     }
 
     /// The network's inputs: latents, sinusoids of timesteps, pooled text states with sinusoids of time ids. Sinusoids
@@ -156,7 +157,9 @@ impl Unet {
         for block in &self.down {
             x = block.forward(x, &context, &mut skips)?;
         }
-        x = self.mid.forward(&x, &context)?;
+        if let Some(mid) = &self.mid {
+            x = mid.forward(&x, &context)?;
+        }
         for block in &self.up {
             x = block.forward(x, &context, &mut skips)?;
         }
