@@ -112,6 +112,17 @@ impl ConnectArgs {
         Ok(Token(Some(header)))
     }
 
+    /// Whether the token can be read on its way: it is sent unencrypted, and not to this machine itself.
+    pub fn shows_token(&self) -> bool {
+        let is_local = |host: &str| {
+            let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+            host == "localhost" || address.is_ok_and(|a| a.to_canonical().is_loopback())
+        };
+        let uri = self.coordinator.parse::<tonic::transport::Uri>().ok();
+        self.token_file.is_some()
+            && uri.is_some_and(|u| u.scheme_str() == Some("http") && !u.host().is_some_and(is_local))
+    }
+
     fn endpoint(&self) -> Result<Endpoint, ConnectError> {
         let address = || ConnectError::Address(self.coordinator.clone());
         let endpoint = Endpoint::from_shared(self.coordinator.clone()).map_err(|_| address())?;
