@@ -4,12 +4,15 @@
 //! the plan. Bytes over the wire are those of the payloads. Memory, files and time are estimates: their
 //! constants were measured (PERFORMANCE.md says how).
 
+mod budget;
+
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use gigasmith_proto::domain::{ModelDescription, WireDtype};
 use serde::Serialize;
+
+pub use budget::Budget;
 
 use crate::output::{Format, Kind, Quality};
 use crate::sampler::tiles::pool::{ROUNDS, samples};
@@ -26,6 +29,9 @@ const CANVASES: f64 = 3.6;
 const PAYLOADS: u64 = 4;
 /// Prepared tasks for each slot of a worker.
 const PER_SLOT: u64 = 2;
+/// Results of tiles in memory for each worker, beside those of the row that waits for its last: on their way, as
+/// they came and as they are joined.
+const RESULTS: u64 = 4;
 /// Bytes of a message beside its payload.
 const MESSAGE: u64 = 200;
 /// A tile's time against a patch's, where it is not measured. (SDXL: a tile of a megapixel decoded, against
@@ -35,6 +41,13 @@ const TILE_TO_PATCH: f64 = 1.0;
 const LOSSLESS: f64 = 1.5;
 const JPEG: f64 = 0.35;
 const PYRAMID: f64 = 4.0 / 3.0;
+/// The least that a picture of a network's takes, plain surfaces included: deflated, and as JPEG of any quality.
+const LEAST_LOSSLESS: f64 = 0.4;
+const LEAST_JPEG: f64 = 0.02;
+/// The most: noise, which deflating does not shrink, and which at the highest quality takes more as JPEG than as
+/// it is.
+const MOST_LOSSLESS: f64 = 3.05;
+const MOST_JPEG: f64 = 5.0;
 /// Bytes a pixel in the scratch folder: 3, and a third of that for the pyramid.
 const SCRATCH: u64 = 4;
 
@@ -95,6 +108,8 @@ pub struct Estimate {
     pub checkpoint: u64,
     /// The picture's files, as they usually come out.
     pub output: u64,
+    /// The smallest that they come out.
+    pub output_least: u64,
     /// The largest that they can be.
     pub output_most: u64,
     /// Seconds, where the rate is known.
@@ -117,6 +132,7 @@ impl Estimate {
             scratch: 0,
             checkpoint: 0,
             output: 0,
+            output_least: 0,
             output_most: 0,
             seconds: crew.seconds_per_patch.map(|_| 0.0),
         };
@@ -129,7 +145,7 @@ impl Estimate {
             // It is given as a whole.
             estimate.coordinator_memory += 3 * area(spec.base);
         }
-        estimate.scratch = estimate.scratch.max(SCRATCH * area(target));
+        estimate.scratch = estimate.scratch.max(scratch_bytes(area(target)));
         estimate.add_output(area(target), crew.format);
         estimate
     }
@@ -169,11 +185,12 @@ impl Estimate {
         let canvas = channels * latent.area() as u64 * 4;
         let in_flight = crew.workers * crew.slots * PER_SLOT;
         let sampling = (CANVASES * canvas as f64) as u64 + in_flight * PAYLOADS * patch;
-        let tiled = |pass: &Pass| canvas + pass.row + in_flight * pass.payload;
+        let tiled =
+            |pass: &Pass| canvas + pass.row + in_flight * pass.task + crew.workers * RESULTS * pass.result;
         let needed = sampling.max(tiled(&encoded)).max(tiled(&decoded)) + IDLE_BYTES;
         self.coordinator_memory = self.coordinator_memory.max(needed);
         if is_wanted {
-            self.scratch = self.scratch.max(SCRATCH * area(size));
+            self.scratch = self.scratch.max(scratch_bytes(area(size)));
         }
         if crew.keeps {
             // What guides, values now and before; or, of a decoding, the latent and the finished rows.
@@ -216,16 +233,21 @@ impl Estimate {
             Network::Decoder => 3 * area * factor * factor * element,
             Network::Encoder => 2 * channels * area * 4,
         };
+        // As f32, however they travel.
+        let in_memory = |area: u64| match network {
+            Network::Decoder => 3 * area * factor * factor * 4,
+            Network::Encoder => 2 * channels * area * 4,
+        };
         let mut pass = Pass { tasks: tiling.len() as u64, ..Pass::default() };
         for i in 0..tiling.len() {
             let (seen, part) = (tiling.window(i).area() as u64, tiling.part(i));
             let wanted = (part.height * part.width) as u64;
             self.sent += input(seen) + norms + MESSAGE;
             self.received += result(wanted) + MESSAGE;
-            // In memory results are f32.
-            pass.payload = pass.payload.max(input(seen).max(result(wanted) * 4 / element));
+            pass.task = pass.task.max(input(seen));
+            pass.result = pass.result.max(in_memory(wanted));
         }
-        pass.row = pass.payload * (tiling.len() / tiling.rows()) as u64;
+        pass.row = pass.result * (tiling.len() / tiling.rows()) as u64;
         if is_seamless && groups > 0 {
             let samples = samples(network, latent, model);
             pass.tasks += (ROUNDS * samples.len()) as u64;
@@ -242,32 +264,8 @@ impl Estimate {
             Quality::Lossless => LOSSLESS,
             Quality::Jpeg(_) => JPEG,
         };
-        // Noise at the highest quality takes more as JPEG than as it is.
-        let most = if format.quality == Quality::Lossless { 3.05 } else { 5.0 };
         self.output = (area as f64 * usual * pyramid) as u64;
-        self.output_most = (area as f64 * most * pyramid) as u64;
-    }
-
-    /// What exceeds a budget, in words; empty when nothing does. An error: what the budget limits is not known.
-    pub fn exceeds(&self, budget: &Budget) -> Result<Vec<String>, String> {
-        let mut over = Vec::new();
-        for &(what, limit) in &budget.0 {
-            let value = match what {
-                Limit::Calls => self.patches as f64,
-                Limit::Time => {
-                    self.seconds.ok_or("a budget of time needs --seconds-per-patch or --measure")?
-                }
-                Limit::Memory => self.coordinator_memory as f64,
-                Limit::WorkerMemory => self.worker_memory as f64,
-                // A file is made in the scratch folder first.
-                Limit::Disk => (self.scratch + 2 * self.output) as f64,
-                Limit::Wire => (self.sent + self.received) as f64,
-            };
-            if value > limit {
-                over.push(format!("{}: {} of {}", what.name(), what.show(value), what.show(limit)));
-            }
-        }
-        Ok(over)
+        (self.output_least, self.output_most) = output_bytes(area, format);
     }
 }
 
@@ -275,104 +273,33 @@ impl Estimate {
 #[derive(Debug, Clone, Copy, Default)]
 struct Pass {
     tasks: u64,
-    /// Bytes of the largest task or result in memory.
-    payload: u64,
+    /// Bytes of the largest task in memory.
+    task: u64,
+    /// Bytes of the largest result in memory.
+    result: u64,
     /// Bytes of a row of results.
     row: u64,
 }
 
-fn area(size: ImageSize) -> u64 {
-    u64::from(size.width) * u64::from(size.height)
+/// Bytes in the scratch folder of a picture of so many pixels, with its pyramid.
+pub fn scratch_bytes(area: u64) -> u64 {
+    area.saturating_mul(SCRATCH)
 }
 
-/// What can be limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Limit {
-    Calls,
-    Time,
-    Memory,
-    WorkerMemory,
-    Disk,
-    Wire,
-}
-
-impl Limit {
-    const ALL: [(&str, Self); 6] = [
-        ("calls", Self::Calls),
-        ("time", Self::Time),
-        ("memory", Self::Memory),
-        ("worker-memory", Self::WorkerMemory),
-        ("disk", Self::Disk),
-        ("wire", Self::Wire),
-    ];
-
-    fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(_, limit)| *limit == self).expect("all are listed").0
-    }
-
-    fn show(self, value: f64) -> String {
-        match self {
-            Self::Calls => format!("{value}"),
-            Self::Time => seconds(value),
-            _ => bytes(value as u64),
-        }
-    }
-}
-
-/// Limits: `calls=5000,time=2h,memory=8GB,worker-memory=12GB,disk=20GB,wire=100GB`, any of them.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Budget(Vec<(Limit, f64)>);
-
-impl Budget {
-    /// Whether it limits the time.
-    pub fn limits_time(&self) -> bool {
-        self.0.iter().any(|(limit, _)| *limit == Limit::Time)
-    }
-}
-
-impl FromStr for Budget {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let known = || Limit::ALL.map(|(name, _)| name).join(", ");
-        let limit = |part: &str| {
-            let (name, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("`{part}` has no value: give for example time=2h"))?;
-            let found = Limit::ALL.iter().find(|(n, _)| *n == name.trim());
-            let limit = found.ok_or_else(|| format!("`{name}` cannot be limited: give {}", known()))?.1;
-            let number = match limit {
-                Limit::Calls => value.trim().parse::<u64>().ok().map(|n| n as f64),
-                Limit::Time => humantime::parse_duration(value).ok().as_ref().map(Duration::as_secs_f64),
-                _ => parse_bytes(value),
-            };
-            let number = number.ok_or_else(|| {
-                format!("`{part}` is not understood: give for example calls=5000, time=2h, memory=8GB")
-            })?;
-            Ok((limit, number))
-        };
-        text.split(',').filter(|p| !p.trim().is_empty()).map(limit).collect::<Result<_, String>>().map(Self)
-    }
-}
-
-/// `8GB`, `512MiB`, `1e9`.
-fn parse_bytes(text: &str) -> Option<f64> {
-    let text = text.trim();
-    let digits = text.find(|c: char| c.is_ascii_alphabetic() && c != 'e').unwrap_or(text.len());
-    let unit = match text[digits..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "t" | "tb" => 1e12,
-        "kib" => 1024.0,
-        "mib" => 1048576.0,
-        "gib" => 1073741824.0,
-        "tib" => 1099511627776.0,
-        _ => return None,
+/// Bytes of a picture's files, by its pixels: at the least and at the most.
+pub fn output_bytes(area: u64, format: Format) -> (u64, u64) {
+    let pyramid = if format.kind == Kind::Png { 1.0 } else { PYRAMID };
+    let (least, most) = match format.quality {
+        Quality::Lossless => (LEAST_LOSSLESS, MOST_LOSSLESS),
+        Quality::Jpeg(_) => (LEAST_JPEG, MOST_JPEG),
     };
-    let number: f64 = text[..digits].trim().parse().ok()?;
-    (number >= 0.0 && number.is_finite()).then_some(number * unit)
+    let bytes = |each: f64| (area as f64 * each * pyramid) as u64;
+    (bytes(least), bytes(most))
+}
+
+/// Pixels of a picture.
+pub fn area(size: ImageSize) -> u64 {
+    u64::from(size.width) * u64::from(size.height)
 }
 
 /// Bytes as people say them.
@@ -391,6 +318,11 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
+/// A number of things.
+pub fn plural(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// Seconds as people say them.
 pub fn seconds(seconds: f64) -> String {
     let whole = Duration::from_secs(seconds.round().max(1.0) as u64);
@@ -404,16 +336,18 @@ impl fmt::Display for Estimate {
             let time = stage.seconds.map_or(String::new(), |s| format!("  {}", seconds(s)));
             writeln!(
                 f,
-                "stage {:<2} {:<14} {:>7} patches {:>6} tiles encoded {:>6} decoded{time}",
+                "stage {:<2} {:<14} {:>15} {:>6} tiles encoded {:>6} decoded{time}",
                 i + 1,
                 format!("{width}x{height}"),
-                stage.patches,
+                plural(stage.patches, "patch", "patches"),
                 stage.encoded,
                 stage.decoded
             )?;
         }
         let rows = if self.rows == 1 { "one row".to_owned() } else { format!("{} rows", self.rows) };
-        writeln!(f, "network calls   {} patches of {rows}, {} tiles", self.patches, self.tiles)?;
+        let (patches, tiles) =
+            (plural(self.patches, "patch", "patches"), plural(self.tiles, "tile", "tiles"));
+        writeln!(f, "network calls   {patches} of {rows}, {tiles}")?;
         writeln!(f, "over the wire   {} to workers, {} back", bytes(self.sent), bytes(self.received))?;
         writeln!(f, "worker          about {} on its device", bytes(self.worker_memory))?;
         writeln!(f, "coordinator     about {} of memory", bytes(self.coordinator_memory))?;
@@ -430,30 +364,5 @@ impl fmt::Display for Estimate {
             Some(s) => write!(f, "\ntime            about {}", seconds(s)),
             None => Ok(()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn budgets_are_read_as_people_write_them() {
-        let budget: Budget = "calls=5000, time=1h 30m,memory=8GB,disk=1.5TiB".parse().unwrap();
-        assert_eq!(
-            budget.0,
-            [
-                (Limit::Calls, 5000.0),
-                (Limit::Time, 5400.0),
-                (Limit::Memory, 8e9),
-                (Limit::Disk, 1.5 * 1099511627776.0)
-            ]
-        );
-        for (wrong, word) in
-            [("time", "no value"), ("money=3", "cannot be limited"), ("memory=8XB", "not understood")]
-        {
-            assert!(wrong.parse::<Budget>().unwrap_err().contains(word), "{wrong}");
-        }
-        assert_eq!([bytes(999), bytes(1500), bytes(3_221_225_472)], ["999 B", "1.5 kB", "3.2 GB"]);
     }
 }

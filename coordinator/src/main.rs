@@ -16,13 +16,13 @@ async fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
     let cli = match Cli::from_args(&args) {
         Ok(cli) => cli,
-        Err(failure) => return fail(&failure),
+        Err(failure) => return fail(&failure, cli::wants_json(&args)),
     };
     cli.log();
     let code = match cli::run(cli).await {
         Ok(()) => 0,
         Err(failure) => {
-            let _ = fail(&failure);
+            let _ = fail(&failure, cli::wants_json(&args));
             failure.exit_code()
         }
     };
@@ -48,10 +48,14 @@ fn give_memory_back() {
     }
 }
 
-fn fail(failure: &Failure) -> ExitCode {
+fn fail(failure: &Failure, as_json: bool) -> ExitCode {
+    let line = match as_json {
+        true => failure.json(),
+        false => format!("gigasmith: {failure}"),
+    };
     if !matches!(failure, Failure::Unread) {
         // Nobody reads a closed standard error.
-        let _ = writeln!(std::io::stderr(), "gigasmith: {failure}");
+        let _ = writeln!(std::io::stderr(), "{line}");
     }
     ExitCode::from(failure.exit_code())
 }

@@ -156,6 +156,7 @@ fn spec(model: &ModelDescription, case: &Case) -> RenderSpec {
         negative_prompt: None,
         model: ModelSpec::of(model),
         base: square(64),
+        base_in_windows: false,
         upscales,
         steps: case.steps,
         guidance_scale: 7.5,

@@ -5,37 +5,38 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use gigasmith_proto::domain::Dtype;
 use gigasmith_proto::text::check_name;
-use tokio::sync::mpsc;
 
 use crate::connect::{ConnectArgs, ConnectError};
 use crate::device::{DeviceThread, StartError};
-use crate::lifecycle::Ask;
 use crate::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource};
 use crate::session::{self, Asks, Ended, SessionError, SessionOptions};
 
 /// Which device, and what it computes in.
 #[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
-    /// Device: auto, cpu, cuda, cuda:N or metal.
+    /// Device: auto, cpu, cuda, cuda:N or metal; gpu is the one this build is for.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
     /// Number format of the noise predictor; f32 on a CPU and f16 on a GPU unless given.
-    #[arg(long, value_enum, value_name = "DTYPE")]
+    #[arg(long, value_enum, value_name = "DTYPE", ignore_case = true)]
     pub dtype: Option<DtypeArg>,
-    /// Patches of one call through the network: a number, or auto, for as many as a CPU can use. Results on a
-    /// GPU depend on it: there auto is one, and renders keep to the number that they were begun with.
+    /// Patches in one call through the network: a number, or auto, for as many as a CPU can use. On a GPU the
+    /// number changes the result slightly: auto is 1 there, and a resumed render keeps its own.
     #[arg(long, default_value = "auto", value_name = "N")]
     pub batch: BatchChoice,
 }
 
-/// A number format as it is typed.
+/// A number format as it is typed; also by the names that PyTorch has for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DtypeArg {
     /// 32-bit floats.
+    #[value(aliases = ["fp32", "float32", "float", "full", "torch.float32"])]
     F32,
     /// Half precision.
+    #[value(aliases = ["fp16", "float16", "half", "torch.float16"])]
     F16,
     /// Half precision with the range of f32.
+    #[value(aliases = ["bfloat16", "torch.bfloat16"])]
     Bf16,
 }
 
@@ -66,8 +67,7 @@ pub struct WorkerArgs {
     /// unless given.
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
     pub name: Option<String>,
-    /// Tasks in flight: a batch computed, the others waiting, so that the device never idles. Two batches
-    /// unless given.
+    /// Tasks held at once, computing or waiting. Two batches unless given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=128))]
     pub slots: Option<u32>,
 }
@@ -129,6 +129,9 @@ pub async fn start_device(source: ModelSource, args: &DeviceArgs) -> Result<Devi
 pub async fn run(args: WorkerArgs, mut asks: Asks) -> Result<Ended, WorkerFailure> {
     let source = ModelSource::parse(&args.model)?;
     let (token, channel) = (args.connect.token()?, args.connect.lazy()?);
+    if args.connect.shows_token() {
+        tracing::warn!("the connection is not encrypted: the token can be read on the way; use https://");
+    }
     tokio::select! {
         greeted = session::greet(channel.clone(), token.clone(), &args.connect.coordinator) => greeted?,
         Some(_) = asks.recv() => return Ok(Ended::Interrupted),
@@ -163,31 +166,4 @@ fn default_name(device: &str, backend: &str) -> String {
     // What the system calls the machine may be no name for a worker.
     let named = format!("{host}-{}", device.replace(':', ""));
     if check_name(&named).is_ok() { named } else { format!("worker-{}", device.replace(':', "")) }
-}
-
-/// Turns the system's signals into asks: Ctrl-C is a person's, SIGTERM a supervisor's.
-pub fn signals() -> std::io::Result<Asks> {
-    let (asks, received) = mpsc::unbounded_channel();
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        tokio::spawn(async move {
-            loop {
-                let ask = tokio::select! {
-                    _ = interrupt.recv() => Ask::Interrupt,
-                    _ = terminate.recv() => Ask::Drain,
-                };
-                if asks.send(ask).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    #[cfg(not(unix))]
-    tokio::spawn(async move {
-        while tokio::signal::ctrl_c().await.is_ok() && asks.send(Ask::Interrupt).is_ok() {}
-    });
-    Ok(received)
 }

@@ -105,19 +105,17 @@ fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
 }
 
 impl ConnectArgs {
-    /// The token to show. Warns where everybody on the way could read it.
+    /// The token to show.
     pub fn token(&self) -> Result<Token, ConnectError> {
         let Some(path) = &self.token_file else { return Ok(Token(None)) };
-        if is_plain_and_remote(&self.coordinator) {
-            tracing::warn!(
-                coordinator = %Shown(&self.coordinator),
-                "the connection is not encrypted: the token can be read on the way; see --tls-cert of `gigasmith \
-                 serve`, and use https://"
-            );
-        }
         let header = format!("Bearer {}", read_token(path)?);
         let header = header.parse().expect("a token is printable");
         Ok(Token(Some(header)))
+    }
+
+    /// Whether the token can be read on its way: it is sent unencrypted, and not to this machine itself.
+    pub fn shows_token(&self) -> bool {
+        self.token_file.is_some() && is_plain_and_remote(&self.coordinator)
     }
 
     fn endpoint(&self) -> Result<Endpoint, ConnectError> {

@@ -3,8 +3,9 @@
 //! [`model`] holds the networks and is the only place with tensor types; [`backend`] is the plain
 //! interface in front of it; [`device`] is the thread that owns it; [`session`] carries questions and
 //! answers between that thread and a coordinator, which [`connect`] reaches; [`lifecycle`] says how it
-//! ends; [`cli`] and [`settings`] are what a user types; [`log`] is what it says; [`memory`] keeps what a
-//! network uses over and over; [`synthetic`] stands in for a model in tests and benchmarks.
+//! ends, and [`signals`] who asks it to; [`cli`] and [`settings`] are what a user types; [`log`] is what it
+//! says; [`memory`] keeps what a network uses over and over; [`synthetic`] stands in for a model in tests and
+//! benchmarks.
 
 pub mod backend;
 pub mod cli;
@@ -23,4 +24,5 @@ pub mod model;
 pub mod operators;
 pub mod session;
 pub mod settings;
+pub mod signals;
 pub mod synthetic;

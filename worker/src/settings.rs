@@ -7,11 +7,20 @@
 //!
 //! ```toml
 //! coordinator = "https://farm.example:7464"
-//! token-file = "/etc/gigasmith/token"
+//! token-file = "token"
 //!
 //! [worker]
 //! model = "stabilityai/stable-diffusion-xl-base-1.0"
 //! ```
+//!
+//! A file that nobody named may have come with somebody else's folder: `implicit.rs` says what it may decide.
+//! Help, a version and what prints a script for the shell need no settings, and survive a broken file.
+
+mod implicit;
+#[cfg(test)]
+mod tests;
+mod values;
+mod variables;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -19,6 +28,8 @@ use std::path::{Path, PathBuf};
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Command};
 use toml::{Table, Value};
+
+use values::typed;
 
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "gigasmith.toml";
@@ -53,21 +64,40 @@ pub struct Rules {
     /// Commands, and flags of theirs that only the command line and the command's own table set: where another
     /// command's flag of that name means something else.
     pub own_flags: &'static [(&'static str, &'static [&'static str])],
+    /// Flags whose one value is itself a list with commas: a list in the file becomes that.
+    pub joined: &'static [&'static str],
+    /// Commands that need no settings.
+    pub bare: &'static [&'static str],
 }
 
 impl Rules {
     /// No rules.
-    pub const EMPTY: Self = Self { precedence: &[], own_table: None, own_flags: &[] };
+    pub const EMPTY: Self = Self { precedence: &[], own_table: None, own_flags: &[], joined: &[], bare: &[] };
+}
+
+/// A command with its settings.
+#[derive(Debug)]
+pub struct Applied {
+    /// The command; its defaults are the settings.
+    pub command: Command,
+    /// What the user should know, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// Finds the settings file that the arguments or the environment name, or the one in the working folder,
 /// and gives `command` the settings of it and of the environment as its defaults.
-pub fn apply(command: Command, args: &[OsString], rules: &Rules) -> Result<Command, SettingsError> {
+pub fn apply(command: Command, args: &[OsString], rules: &Rules) -> Result<Applied, SettingsError> {
+    let Some(runs) = running(&command, args, rules) else {
+        return Ok(Applied { command, warnings: Vec::new() });
+    };
     let named = named(args).or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));
     let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
     let fail = |reason: String| SettingsError { path: path.clone(), reason };
     let table = match std::fs::read_to_string(&path) {
-        Ok(text) => text.parse::<Table>().map_err(|e| fail(e.to_string().trim().replace('\n', " ")))?,
+        // In lines of its own: it points at the place.
+        Ok(text) => {
+            text.parse::<Table>().map_err(|e| fail(format!("it is no TOML\n{}", e.to_string().trim_end())))?
+        }
         Err(_) if named.is_none() && !path.exists() => Table::new(),
         Err(error) => return Err(fail(error.to_string())),
     };
@@ -76,19 +106,62 @@ pub fn apply(command: Command, args: &[OsString], rules: &Rules) -> Result<Comma
         Some(own) => own_settings(&command, table, own),
     };
     check(&command, &table).map_err(fail)?;
-    let is_typed = |flag: &str| {
-        let flag = format!("--{flag}");
-        let is = |a: &str| a == flag || a.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('='));
-        args.iter().filter_map(|a| a.to_str()).any(is)
-    };
+    let is_typed = |flag: &str| is_typed(args, flag);
+    // `serve` shows its token to nobody.
+    if named.is_none() && has_flag(&command, &runs, implicit::ADDRESS) {
+        let given = |flag: &str| is_typed(flag) || variables::value(flag).is_some();
+        implicit::check(&path, |flag| setting(&command, &table, &runs, flag), given).map_err(fail)?;
+    }
     let excluded: Vec<&str> = rules
         .precedence
         .iter()
         .filter(|p| p.typed.iter().any(|flag| is_typed(flag)))
         .flat_map(|p| p.alone.iter().copied())
         .collect();
-    with_defaults(command, &table, &[], &excluded, rules.own_flags)
-        .map_err(|reason| SettingsError { path, reason })
+    let warnings = variables::unknown(&all_flags(&command), rules.own_table.is_some());
+    let command = with_defaults(command, &table, &[], &excluded, rules).map_err(fail)?;
+    Ok(Applied { command, warnings })
+}
+
+/// The command that the arguments run; `None` where they only ask for words, or it needs no settings.
+fn running(command: &Command, args: &[OsString], rules: &Rules) -> Option<String> {
+    // Help and version come as errors; others are told when the settings are there.
+    let matches = command.clone().ignore_errors(true).try_get_matches_from(args).ok()?;
+    match (matches.subcommand_name(), command.has_subcommands()) {
+        (None, true) => None,
+        (None, false) => Some(command.get_name().to_owned()),
+        (Some(name), _) => (!rules.bare.contains(&name)).then(|| name.to_owned()),
+    }
+}
+
+/// Whether a flag stands among the arguments.
+fn is_typed(args: &[OsString], flag: &str) -> bool {
+    let flag = format!("--{flag}");
+    let is = |a: &str| a == flag || a.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('='));
+    args.iter().filter_map(|a| a.to_str()).any(is)
+}
+
+/// Whether the command that runs has a flag.
+fn has_flag(command: &Command, runs: &str, flag: &str) -> bool {
+    flags(command.find_subcommand(runs).unwrap_or(command)).any(|f| f == flag)
+}
+
+/// What the file says about a flag of the command that runs.
+fn setting<'a>(command: &Command, table: &'a Table, runs: &str, flag: &str) -> Option<&'a Value> {
+    if !has_flag(command, runs, flag) {
+        return None;
+    }
+    let own = table.get(runs).and_then(Value::as_table).and_then(|own| own.get(flag));
+    own.or_else(|| table.get(flag))
+}
+
+/// Long names of all settings of a command and those below it.
+fn all_flags(command: &Command) -> Vec<String> {
+    let mut all: Vec<String> = flags(command).map(str::to_owned).collect();
+    command.get_subcommands().for_each(|sub| all.extend(all_flags(sub)));
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// A shared file as a program without subcommands reads it: its own table, and those outer keys that it
@@ -162,10 +235,10 @@ fn with_defaults(
     table: &Table,
     outer: &[&Table],
     excluded: &[&str],
-    own_flags: &[(&str, &[&str])],
+    rules: &Rules,
 ) -> Result<Command, String> {
     let name = command.get_name().to_owned();
-    let is_own = |flag: &str| own_flags.iter().any(|(c, flags)| *c == name && flags.contains(&flag));
+    let is_own = |flag: &str| rules.own_flags.iter().any(|(c, flags)| *c == name && flags.contains(&flag));
     let scopes: Vec<&Table> = std::iter::once(table).chain(outer.iter().copied()).collect();
     let mut problem = None;
     let mut command = command.mut_args(|arg| {
@@ -180,7 +253,7 @@ fn with_defaults(
             ArgAction::SetTrue => arg.value_parser(FalseyValueParser::new()),
             _ => arg,
         };
-        let variable = format!("GIGASMITH_{}", long.replace('-', "_").to_uppercase());
+        let variable = variables::of(&long);
         // The help says once that every flag has one.
         let arg = match std::env::var_os(&variable) {
             // Set to nothing, as compose does, is not set.
@@ -190,8 +263,9 @@ fn with_defaults(
         };
         let scopes = if is_own(&long) { &scopes[..1] } else { &scopes[..] };
         let found = scopes.iter().find_map(|t| t.get(&long).filter(|v| !v.is_table()));
-        match found.map(|value| plain(&long, value)) {
+        match found.map(|value| typed(&arg, value, rules.joined)) {
             None => arg,
+            Some(Ok(values)) if values.is_empty() => arg,
             Some(Ok(values)) => arg.default_values(values),
             Some(Err(reason)) => {
                 problem = Some(reason);
@@ -208,7 +282,7 @@ fn with_defaults(
         let below = table.get(&name).and_then(Value::as_table).unwrap_or(&empty);
         let mut failed = None;
         command = command.mut_subcommand(name, |sub| {
-            with_defaults(sub.clone(), below, &scopes, excluded, own_flags).unwrap_or_else(|reason| {
+            with_defaults(sub.clone(), below, &scopes, excluded, rules).unwrap_or_else(|reason| {
                 failed = Some(reason);
                 sub
             })
@@ -218,122 +292,4 @@ fn with_defaults(
         }
     }
     Ok(command)
-}
-
-/// A value as it would be typed.
-fn plain(key: &str, value: &Value) -> Result<Vec<String>, String> {
-    match value {
-        Value::String(text) => Ok(vec![text.clone()]),
-        Value::Integer(number) => Ok(vec![number.to_string()]),
-        Value::Float(number) => Ok(vec![number.to_string()]),
-        Value::Boolean(flag) => Ok(vec![flag.to_string()]),
-        Value::Array(values) => {
-            values.iter().map(|v| plain(key, v)).collect::<Result<Vec<_>, _>>().map(|v| v.concat())
-        }
-        _ => Err(format!(
-            "`{key}` is a {}: give a string, a number, true or false, or a list of them",
-            value.type_str()
-        )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Arg;
-
-    use super::*;
-
-    fn command() -> Command {
-        let flag = |name: &'static str| Arg::new(name).long(name);
-        Command::new("app").subcommand(
-            Command::new("paint")
-                .arg(flag("test-colour").default_value("grey"))
-                .arg(flag("test-sizes").value_delimiter(',').action(ArgAction::Append))
-                .arg(flag("test-own").default_value("none"))
-                .arg(flag("test-loud").action(ArgAction::SetTrue)),
-        )
-    }
-
-    fn paint(toml: &str, args: &[&str]) -> Result<(String, Vec<String>, bool), String> {
-        let table: Table = toml.parse().unwrap();
-        check(&command(), &table)?;
-        let command = with_defaults(command(), &table, &[], &[], &[("paint", &["test-own"])])?;
-        let matches = command.try_get_matches_from(["app", "paint"].iter().chain(args)).unwrap();
-        let (_, paint) = matches.subcommand().unwrap();
-        let sizes = paint.get_many::<String>("test-sizes").unwrap_or_default().cloned().collect();
-        let colour = paint.get_one::<String>("test-colour").unwrap().clone();
-        Ok((colour, sizes, paint.get_flag("test-loud")))
-    }
-
-    #[test]
-    fn what_is_typed_wins_over_the_file_and_inner_tables_over_outer_ones() {
-        assert_eq!(paint("", &[]), Ok(("grey".into(), vec![], false)));
-        let file =
-            "test-colour = 'red'\n[paint]\ntest-colour = 'blue'\ntest-sizes = [1, 2]\ntest-loud = true";
-        assert_eq!(paint(file, &[]), Ok(("blue".into(), vec!["1".into(), "2".into()], true)));
-        let typed = paint(file, &["--test-colour", "green", "--test-sizes", "7"]).unwrap();
-        assert_eq!(typed, ("green".into(), vec!["7".into()], true));
-        assert_eq!(paint("test-colour = 'red'", &[]).unwrap().0, "red");
-    }
-
-    #[test]
-    fn a_flag_of_a_commands_own_is_not_set_from_outside() {
-        let own = |toml: &str| {
-            let table: Table = toml.parse().unwrap();
-            let command = with_defaults(command(), &table, &[], &[], &[("paint", &["test-own"])]).unwrap();
-            let matches = command.try_get_matches_from(["app", "paint"]).unwrap();
-            matches.subcommand().unwrap().1.get_one::<String>("test-own").unwrap().clone()
-        };
-        assert_eq!(own("test-own = 'outer'"), "none");
-        assert_eq!(own("test-own = 'outer'\n[paint]\ntest-own = 'inner'"), "inner");
-    }
-
-    #[test]
-    fn unknown_keys_and_tables_are_named() {
-        let error = |toml: &str| paint(toml, &[]).unwrap_err();
-        assert!(error("colr = 1").contains("`colr` is no setting"));
-        assert!(error("[paint]\ncolr = 1").contains("test-colour"));
-        assert!(error("[pant]\nx = 1").contains("[pant] is no command; there are paint"));
-        assert!(error("[paint]\ntest-colour = 2020-01-01").contains("give a string"));
-    }
-
-    #[test]
-    fn a_typed_flag_excludes_the_settings_it_contradicts() {
-        const RULES: Rules = Rules {
-            precedence: &[Precedence { typed: &["test-loud"], alone: &["test-sizes"] }],
-            ..Rules::EMPTY
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("s.toml");
-        std::fs::write(&file, "test-sizes = [1, 2]\ntest-colour = 'red'").unwrap();
-        let sizes = |typed: &[&str]| {
-            let config = ["app", "paint", "--config", file.to_str().unwrap()];
-            let args: Vec<OsString> = config.iter().chain(typed).map(OsString::from).collect();
-            let command = command().arg(Arg::new("config").long("config").global(true));
-            let matches = apply(command, &args, &RULES).unwrap().try_get_matches_from(args).unwrap();
-            let (_, paint) = matches.subcommand().unwrap();
-            assert_eq!(paint.get_one::<String>("test-colour").unwrap(), "red");
-            paint.get_many::<String>("test-sizes").map_or(0, Iterator::count)
-        };
-        assert_eq!((sizes(&[]), sizes(&["--test-loud"])), (2, 0));
-    }
-
-    #[test]
-    fn a_program_without_subcommands_reads_its_own_table() {
-        let table: Table =
-            "test-colour = 'red'\nother = 1\n[paint]\ntest-loud = true\n[dance]\nx = 1".parse().unwrap();
-        let paint = command().find_subcommand("paint").unwrap().clone();
-        let own = own_settings(&paint, table, "paint");
-        assert_eq!(own.keys().collect::<Vec<_>>(), ["test-colour", "test-loud"]);
-        assert!(check(&paint, &own).is_ok());
-    }
-
-    #[test]
-    fn the_file_is_found_among_the_arguments() {
-        let args = |list: &[&str]| named(&list.iter().map(OsString::from).collect::<Vec<_>>());
-        assert_eq!(args(&["a", "--config", "x.toml"]), Some("x.toml".into()));
-        assert_eq!(args(&["--config=y.toml"]), Some("y.toml".into()));
-        assert_eq!(args(&["--", "--config=y.toml"]), None);
-        assert_eq!(args(&["--configure", "x"]), None);
-    }
 }

@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 
 use super::download::Download;
 use super::failure::Failure;
+use super::tell;
 use crate::sampler::resize::Picture;
 
 /// Bytes of an answer: the list of many thousand renders.
@@ -50,6 +51,9 @@ fn render(wire: v1::Render) -> Result<RenderStatus, Failure> {
 impl Client {
     pub(super) async fn connect(args: &ConnectArgs) -> Result<Self, Failure> {
         let token = args.token()?;
+        if args.shows_token() {
+            tell("warning: the connection is not encrypted: the token can be read on the way; use https://");
+        }
         let channel = args.connect().await?;
         let control = ControlClient::with_interceptor(channel, token).max_decoding_message_size(ANSWER);
         Ok(Self { control, args: args.clone() })

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
-use crate::output::{DziSink, FolderSink, PartFile, WriteError};
+use crate::output::{DziSink, FolderSink, PartFile, WriteError, destination};
 
 /// A file, or a folder of tiles, that gets its final name once everything is there.
 #[derive(Debug)]
@@ -60,10 +60,11 @@ impl Download {
         match (file.is_empty(), is_dzi) {
             (true, false) => Ok(Target::File(Box::new(PartFile::create(&self.path)?))),
             (false, true) => {
-                let name = self.path.file_stem().and_then(|n| n.to_str()).map(str::to_owned);
+                let path = destination(&self.path).map_err(|e| WriteError::new(&self.path, e))?;
+                let name = path.file_stem().and_then(|n| n.to_str()).map(str::to_owned);
                 let name =
                     name.ok_or_else(|| Failure::usage("the output's name is not UTF-8: choose another"))?;
-                let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+                let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
                 let sink = FolderSink::new(folder.unwrap_or(Path::new(".")), &name);
                 let sink = sink.map_err(|e| WriteError::new(&self.path, e))?;
                 Ok(Target::Tiles { sink, name, file: file.to_owned(), bytes: Vec::new() })

@@ -1,5 +1,6 @@
 //! `gigasmith estimate`: what a render will take, before anything starts.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,10 +12,12 @@ use gigasmith_worker::cli::{DeviceArgs, start_device};
 use gigasmith_worker::device::DeviceThread;
 
 use super::failure::Failure;
-use super::render::{FileArgs, source};
+use super::files::{FileArgs, Room, final_size};
+use super::render::source;
 use super::settings::PictureArgs;
 use super::{print, tell};
 use crate::estimate::{Budget, Crew, Estimate, seconds};
+use crate::raster::Scratch;
 use crate::request::{Resolved, resolve};
 use crate::spec::RenderSpec;
 
@@ -81,6 +84,12 @@ pub(super) async fn run(args: EstimateArgs) -> Result<(), Failure> {
     };
     let estimate = Estimate::of(&spec, &model, asked.inputs.picture.is_some(), crew);
     let pictures = asked.seeds.0.len();
+    let output = args.files.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let scratch = Scratch::new(output);
+    let room = Room { files: &args.files, scratch: &scratch, store: None, pictures };
+    // Here it is only told.
+    let remarks = room.remarks(final_size(&spec)).unwrap_or_else(|e| vec![e.to_string()]);
+    remarks.iter().for_each(|remark| tell(&format!("warning: {remark}")));
     match args.json {
         true => print(&serde_json::to_string_pretty(&estimate).expect("an estimate is plain data"))?,
         false => {
@@ -106,8 +115,7 @@ pub(super) fn check(estimate: &Estimate, budget: &Budget) -> Result<(), Failure>
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "it takes more than the budget allows ({}): choose a smaller size, fewer steps or more workers, or raise \
-         --budget",
+        "it takes more than the budget allows: {}; or raise --budget",
         over.join("; ")
     )))
 }

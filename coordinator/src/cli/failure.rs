@@ -28,12 +28,12 @@ pub enum Failure {
     Farm(String),
     /// A verification found a deviation: 1.
     Deviation,
-    /// Ctrl-C or SIGTERM: 130.
+    /// Ctrl-C, SIGTERM or SIGHUP: 130.
     Interrupted,
     /// A worker that did not finish what it had: 130.
     Stopped,
     /// Somebody stopped looking at a render, which goes on: 130.
-    Unwatched(&'static str),
+    Unwatched(String),
     /// A render was interrupted that can go on: 130.
     Left(String),
     /// Somebody newer works on it: 8.
@@ -76,6 +76,13 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// A line of JSON: the message, and the exit code.
+    pub fn json(&self) -> String {
+        serde_json::json!({ "error": self.to_string(), "exit_code": self.exit_code() }).to_string()
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -86,11 +93,11 @@ impl fmt::Display for Failure {
             | Self::Render(m)
             | Self::Farm(m)
             | Self::Superseded(m)
+            | Self::Unwatched(m)
             | Self::Left(m) => f.write_str(m),
             Self::Deviation => f.write_str("the trace does not match: see what did not pass"),
             Self::Interrupted => f.write_str("interrupted: no unfinished picture was written"),
             Self::Stopped => f.write_str("interrupted: what this worker had goes to others"),
-            Self::Unwatched(words) => f.write_str(words),
             Self::Unread => Ok(()),
         }
     }
@@ -158,6 +165,8 @@ impl From<RenderError> for Failure {
         match error {
             RenderError::Schedule(error) => Self::Usage(error.to_string()),
             RenderError::Stopped => Self::Interrupted,
+            // As for any file that cannot be written.
+            error @ RenderError::Scratch(_) => Self::Output(error.to_string()),
             // Trying again would not help.
             error @ (RenderError::Plan | RenderError::Restore(_)) => Self::Model(error.to_string()),
             error => Self::Render(error.to_string()),
@@ -170,6 +179,7 @@ impl From<VerifyError> for Failure {
         match error {
             VerifyError::Trace(error) => error.into(),
             VerifyError::Render(error) => error.into(),
+            error @ VerifyError::OtherModel { .. } => Self::Model(error.to_string()),
         }
     }
 }

@@ -69,6 +69,26 @@ pub(super) async fn each(
     }
 }
 
+/// What to say to somebody who follows these renders no longer. `fetching`: commands that get what was asked for.
+pub(super) fn goes_on(ids: &[&str], fetching: &[String]) -> Failure {
+    let [first, others @ ..] = ids else { return Failure::Interrupted };
+    let all = ids.join(", ");
+    let each = if others.is_empty() { "" } else { ", and so on," };
+    let (goes, ids) = if others.is_empty() { ("goes", (*first).to_owned()) } else { ("go", ids.join(" ")) };
+    let fetching = match fetching {
+        [] => String::new(),
+        commands => format!(
+            "; {} when done: {}",
+            if commands.len() == 1 { "get it" } else { "get them" },
+            commands.join(", ")
+        ),
+    };
+    Failure::Unwatched(format!(
+        "interrupted: {all} {goes} on at the farm; `gigasmith watch {first}`{each} follows, `gigasmith cancel {ids}` \
+         ends{fetching}"
+    ))
+}
+
 /// What an ended render means for the exit code.
 pub(super) fn ended(status: &RenderStatus) -> Result<(), Failure> {
     match status.state {
@@ -143,9 +163,12 @@ fn heading(status: &RenderStatus) -> String {
 pub(super) fn line(status: &RenderStatus) -> String {
     let mut parts = vec![progress(status)];
     if status.state == RenderState::Running && status.progress.phase.is_empty() {
-        let rate = status.progress.rate;
-        parts.extend((rate > 0.0).then(|| format!("{rate:.1}/s")));
-        parts.extend(status.seconds_left().map(|s| format!("{} left", duration(s))));
+        // Nobody knows how fast those will be who are not here yet.
+        if status.workers > 0 {
+            let rate = status.progress.rate;
+            parts.extend((rate > 0.0).then(|| format!("{rate:.1}/s")));
+            parts.extend(status.seconds_left().map(|s| format!("{} left", duration(s))));
+        }
         parts.push(format!("{} worker{}", status.workers, if status.workers == 1 { "" } else { "s" }));
     }
     if !status.reason.is_empty() {
@@ -187,6 +210,19 @@ pub(super) fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_stops_looking_is_told_how_to_get_the_picture() {
+        let said = |ids: &[&str], fetching: &[&str]| {
+            goes_on(ids, &fetching.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>()).to_string()
+        };
+        let one = said(&["r4"], &["`gigasmith fetch r4 -o x.png`"]);
+        for word in ["r4 goes on", "`gigasmith watch r4`", "`gigasmith cancel r4`", "fetch r4 -o x.png"] {
+            assert!(one.contains(word), "{one}");
+        }
+        assert!(said(&["a-1", "a-2"], &[]).contains("`gigasmith cancel a-1 a-2`"));
+        assert!(said(&[], &[]).starts_with("interrupted"), "nothing was submitted");
+    }
 
     #[test]
     fn times_are_said_as_people_say_them() {

@@ -1,42 +1,29 @@
 //! Renders with checkpoints on this machine: what `render --store` and `resume` share.
 
-use std::time::{Duration, Instant};
+mod finish;
+
+use std::path::Path;
+use std::time::Duration;
 
 use clap::Args;
 use gigasmith_proto::domain::{Identifier, ModelDescription};
 use tokio_util::sync::CancellationToken;
 
-use super::download::Download;
 use super::failure::Failure;
-use super::progress::Display;
-use super::render::{FileArgs, no_latents, write};
 use super::seeds::Seeds;
 use super::tell;
-use crate::embedded::EmbeddedFarm;
-use crate::farm::Lane;
 use crate::jobs::{JobError, is_name};
-use crate::metrics::Metrics;
-use crate::output::Format;
 use crate::raster::Scratch;
-use crate::render::{Course, Progress, RenderInputs, render_from};
-use crate::request::{RenderRequest, RequestInputs, given_plans, resolve};
+use crate::request::{RenderRequest, RequestInputs, resolve};
 use crate::sampler::tiles::VaeMode;
 use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
-    self, Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Outputs, Owner, Part, Piece,
-    RenderRecord, RenderStore, Restored, StateRecord, StoreError, Stored, StoredState,
+    self, Claim, Conditions, KeepOptions, NewRender, Owner, RenderRecord, RenderStore, StateRecord,
+    StoreError, Stored, StoredState,
 };
-
-use std::path::Path;
-use std::sync::Arc;
-use tokio_stream::StreamExt;
 
 /// The store unless another is given.
 pub(super) const DEFAULT_STORE: &str = "gigasmith-store";
-/// How long the last checkpoint may take.
-const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
-/// Between two attempts to write what was made.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// How checkpoints are kept.
 #[derive(Debug, Clone, Args)]
@@ -105,6 +92,13 @@ pub(super) struct TakenUp {
     claim: Claim,
 }
 
+impl TakenUp {
+    /// Its id and its settings.
+    pub(super) fn about(&self) -> (String, RenderSpec) {
+        (self.record.id.clone(), self.spec.clone())
+    }
+}
+
 impl Keeping {
     /// Opens a store.
     /// `flags`: those that the command which goes on needs too, beside the ones for files and store.
@@ -114,6 +108,12 @@ impl Keeping {
         (flags, scratch): (String, Scratch),
         stop: CancellationToken,
     ) -> Result<Self, Failure> {
+        if url.starts_with("memory:") {
+            return Err(Failure::usage(format!(
+                "the store {url} ends with the program, so nothing could go on from it: give a folder, file://, s3://, \
+                 gs:// or az://"
+            )));
+        }
         let store = store::open(url).map_err(Failure::output)?.with_scratch(scratch);
         let flags = format!("{flags}{}", keep.flags());
         Ok(Self { store, url: url.to_owned(), options: keep.options(), owner: owner(), flags, stop })
@@ -121,7 +121,13 @@ impl Keeping {
 
     /// Fails when the store cannot be used: before a model is loaded.
     pub(super) async fn probe(&self) -> Result<(), Failure> {
-        self.store.probe(&self.owner).await.map_err(|e| self.failure(e))
+        warn_of(self.store.probe().await.map_err(|e| self.failure(e))?, &self.url);
+        Ok(())
+    }
+
+    /// Its folder, where it has one.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        self.store.folder()
     }
 
     /// The same for a failure of the store.
@@ -143,18 +149,52 @@ impl Keeping {
         }
     }
 
-    /// One id per seed, `None` for the next free one.
-    pub(super) fn names(&self, name: Option<&str>, seeds: &Seeds) -> Result<Vec<Option<String>>, Failure> {
-        let named = |&seed: &u64| match (name, &seeds.0[..]) {
-            (None, _) => None,
-            (Some(name), [_]) => Some(name.to_owned()),
-            (Some(name), _) => Some(format!("{name}-{seed}")),
+    /// One id per seed, `None` for the next free one. A name that stands for several seeds in the store stands
+    /// for one of them too.
+    pub(super) async fn names(
+        &self,
+        name: Option<&str>,
+        seeds: &Seeds,
+    ) -> Result<Vec<Option<String>>, Failure> {
+        let Some(name) = name else { return Ok(vec![None; seeds.0.len()]) };
+        let of = |seed: &u64| format!("{name}-{seed}");
+        let mut names = match &seeds.0[..] {
+            [_] => vec![name.to_owned()],
+            seeds => seeds.iter().map(of).collect(),
         };
-        let names: Vec<Option<String>> = seeds.0.iter().map(named).collect();
-        match names.iter().flatten().find(|name| !is_name(name)) {
-            Some(name) => Err(Failure::usage(JobError::Name(name.clone()))),
-            None => Ok(names),
+        if let Some(wrong) = names.iter().find(|name| !is_name(name)) {
+            return Err(Failure::usage(JobError::Name(wrong.clone())));
         }
+        if let [seed] = &seeds.0[..] {
+            let ids = self.store.ids().await.map_err(|e| self.failure(e))?;
+            if !ids.iter().any(|id| id == name) && ids.contains(&of(seed)) {
+                names = vec![of(seed)];
+            }
+        }
+        Ok(names.into_iter().map(Some).collect())
+    }
+
+    /// How many of these renders are to be worked on: those that are not done already.
+    pub(super) async fn pending(&self, names: &[Option<String>]) -> Result<usize, Failure> {
+        let mut pending = names.len();
+        for name in names.iter().flatten() {
+            let there = self.store.read(name).await.map_err(|e| self.failure(e))?;
+            pending -= usize::from(there.is_some_and(|stored| stored.state.state == StoredState::Done));
+        }
+        Ok(pending)
+    }
+
+    /// The renders that a name stands for: its own, or those of several seeds, in the order of these.
+    pub(super) async fn ids_of(&self, name: &str) -> Result<Vec<String>, Failure> {
+        let ids = self.store.ids().await.map_err(|e| self.failure(e))?;
+        let seed = |id: &str| id.strip_prefix(name)?.strip_prefix('-')?.parse::<u64>().ok();
+        let mut seeds: Vec<(u64, String)> =
+            ids.iter().filter_map(|id| Some((seed(id)?, id.clone()))).collect();
+        if seeds.is_empty() || ids.iter().any(|id| id == name) {
+            return Ok(vec![name.to_owned()]);
+        }
+        seeds.sort_unstable();
+        Ok(seeds.into_iter().map(|(_, id)| id).collect())
     }
 
     /// The render of an id.
@@ -263,254 +303,6 @@ impl Keeping {
             )),
         })
     }
-
-    /// Goes on with a render to its end, and writes what it made.
-    pub(super) async fn finish(
-        &self,
-        taken: TakenUp,
-        files: FileArgs,
-        (embedded, lane): (&mut EmbeddedFarm, &Arc<Lane>),
-        display: &mut Display,
-    ) -> Result<(), Failure> {
-        let started = Instant::now();
-        let id = taken.record.id.clone();
-        if taken.state == StoredState::Done {
-            // A crash may have left them.
-            self.discard(&taken).await;
-            return self.fetch(&taken.record.id, &taken.spec, &files, display).await;
-        }
-        display.say(&format!("render {id} in {}: `{}` goes on with it", self.url, self.resume(&id, &files)));
-        let (outputs, keeper) = self.render(&taken, &files, (embedded, lane), display).await?;
-        self.hand_over(&taken, &files, &outputs, display, keeper).await?;
-        let (seed, seconds) = (taken.spec.seed, started.elapsed().as_secs_f64());
-        display.say(&format!("wrote {} (render {id}, seed {seed}, {seconds:.1} s)", files.output.display()));
-        Ok(())
-    }
-
-    /// Writes what was made, to its files and to the store. As long as neither takes it there is nothing to
-    /// end for: both are tried again.
-    async fn hand_over(
-        &self,
-        taken: &TakenUp,
-        files: &FileArgs,
-        outputs: &Outputs,
-        display: &mut Display,
-        keeper: Keeper,
-    ) -> Result<(), Failure> {
-        let (id, resume) = (taken.record.id.as_str(), self.resume(&taken.record.id, files));
-        let mut told = false;
-        loop {
-            let written = write(files, outputs, display, &self.stop);
-            display.phase("storing the picture");
-            let kept = self.unless_stopped(self.keep_result(taken, outputs)).await;
-            match (written, kept) {
-                (_, Err(superseded @ Failure::Superseded(_))) => return Err(superseded),
-                (written, Ok(())) => {
-                    // Nobody will go on from its checkpoints.
-                    drop(keeper);
-                    self.discard(taken).await;
-                    let Err(error) = written else { return Ok(()) };
-                    return Err(Failure::output(format!(
-                        "{error}; nothing is lost, the store has it: `{}` with a place to write to",
-                        self.command("resume", id)
-                    )));
-                }
-                (Ok(()), Err(Failure::Interrupted)) => {
-                    return Err(Failure::Left(format!(
-                        "interrupted: {} is written, but the store does not have it yet: `{resume}` keeps it",
-                        files.output.display()
-                    )));
-                }
-                (Err(_), Err(Failure::Interrupted)) => {
-                    return Err(self.left(keeper, Failure::Interrupted, &resume).await);
-                }
-                (Ok(()), Err(error)) => {
-                    display.warn(&format!(
-                        "the picture is written, but could not be kept in the store: {error}; when that is \
-                         mended, `{resume}` keeps it"
-                    ));
-                    return Ok(());
-                }
-                (Err(error), Err(kept)) => {
-                    if !std::mem::replace(&mut told, true) {
-                        display
-                            .warn(&format!("{error}; {kept}; both are tried again until one of them works"));
-                    }
-                    let pause = async {
-                        tokio::time::sleep(RETRY).await;
-                        Ok(())
-                    };
-                    if self.unless_stopped(pause).await.is_err() {
-                        return Err(self.left(keeper, Failure::Interrupted, &resume).await);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Renders from the newest checkpoint, leaving new ones. The keeper is to be let go once what was made is
-    /// in safety.
-    async fn render(
-        &self,
-        taken: &TakenUp,
-        files: &FileArgs,
-        (embedded, lane): (&mut EmbeddedFarm, &Arc<Lane>),
-        display: &mut Display,
-    ) -> Result<(Outputs, Keeper), Failure> {
-        let TakenUp { record, spec, claim, .. } = taken;
-        let id = record.id.as_str();
-        display.phase("reading the checkpoint");
-        let read = async {
-            let restored = self.store.restore(id, spec, lane.model()).await.map_err(|e| self.failure(e))?;
-            let from_start = restored.resumed.at.is_none();
-            let inputs = self.store.inputs(record, from_start).await.map_err(|e| self.failure(e))?;
-            Ok((restored, inputs))
-        };
-        let (Restored { resumed, found, damage }, inputs) = self.unless_stopped(read).await?;
-        display.finish();
-        damage.iter().for_each(|damage| display.warn(damage));
-        let plans = inputs.plan.as_deref().map(|json| given_plans(json, spec, lane.model())).transpose();
-        let inputs = RenderInputs { picture: inputs.picture, plans: plans.map_err(Failure::usage)? };
-        let stop = self.stop.child_token();
-        let mut keeper = Keeper::start(KeeperStart {
-            metrics: Metrics::default(),
-            store: self.store.clone(),
-            id: id.to_owned(),
-            claim: claim.clone(),
-            spec: spec.hash(),
-            found,
-            options: self.options,
-            stop: stop.clone(),
-        });
-        let course = Course::new(display, &mut keeper, stop.clone());
-        let mut course = course.with_scratch(self.store.scratch().clone());
-        let rendered = {
-            let work = render_from(lane.clone(), spec, inputs, resumed, &mut course);
-            let mut work = std::pin::pin!(work);
-            tokio::select! {
-                done = &mut work => done.map_err(Failure::from),
-                ended = embedded.worker_ends() => {
-                    // It leaves its last point.
-                    stop.cancel();
-                    let _ = work.await;
-                    Err(Failure::from(ended))
-                }
-            }
-        };
-        let failure = match rendered {
-            Ok(rendered) => {
-                let (patch_side, spec) = (lane.model().patch_side as usize, spec.clone());
-                let (format, scratch) = (files.format()?, self.store.scratch().clone());
-                let encoded = tokio::task::spawn_blocking(move || {
-                    Outputs::of(&rendered, &spec, patch_side, (format, &scratch))
-                })
-                .await;
-                let encoded = encoded.map_err(|e| e.to_string()).flatten();
-                let failed = |e| Failure::output(format!("the picture cannot be encoded: {e}"));
-                return Ok((encoded.map_err(failed)?, keeper));
-            }
-            Err(failure) => failure,
-        };
-        if self.stop.is_cancelled() {
-            display.say("taking a last checkpoint (Ctrl-C again ends at once)");
-        }
-        display.finish();
-        Err(self.left(keeper, failure, &self.resume(id, files)).await)
-    }
-
-    /// Leaves a render that goes on with the command `resume`: after a last checkpoint, if there is time.
-    async fn left(&self, keeper: Keeper, failure: Failure, resume: &str) -> Failure {
-        let any = keeper.tally().checkpoints > 0;
-        let from = if any { "goes on from the one before" } else { "goes on from what was there before" };
-        match (failure, keeper.close(LAST_CHECKPOINT).await) {
-            (_, Closed::Lost(error)) => self.failure(error),
-            (Failure::Interrupted, Closed::Kept) => {
-                Failure::Left(format!("interrupted: `{resume}` goes on from here"))
-            }
-            (Failure::Interrupted, Closed::Late(reason)) => Failure::Left(format!(
-                "interrupted, but the last checkpoint is missing ({reason}): `{resume}` {from}"
-            )),
-            (Failure::Render(reason), _) => Failure::Render(format!("{reason}; `{resume}` tries again")),
-            (other, _) => other,
-        }
-    }
-
-    /// The command that goes on with a render.
-    fn resume(&self, id: &str, files: &FileArgs) -> String {
-        let mut command = self.command("resume", id);
-        let mut add = |flag: &str, path: &Path| {
-            command.push_str(&format!(" {flag} {}", quoted(&path.display().to_string())));
-        };
-        add("-o", &files.output);
-        files.save_latents.iter().for_each(|path| add("--save-latents", path));
-        files.save_plan.iter().for_each(|path| add("--save-plan", path));
-        if let Some(quality) = files.quality.quality {
-            command.push_str(&format!(" --quality {quality}"));
-        }
-        command + &self.flags
-    }
-
-    /// Stores what a render made, then that it is done.
-    async fn keep_result(&self, taken: &TakenUp, outputs: &Outputs) -> Result<(), Failure> {
-        let (id, claim) = (taken.record.id.as_str(), &taken.claim);
-        let keep = async {
-            self.store.put_result(id, claim, outputs, Arc::new(|_, _| true)).await?;
-            // It may have been removed while that took its time.
-            self.store.check(claim).await?;
-            let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(taken.record.priority) };
-            self.store.set_state(id, &done).await
-        };
-        keep.await.map_err(|e| self.failure(e))
-    }
-
-    /// Removes the checkpoints of a render that is done.
-    async fn discard(&self, taken: &TakenUp) {
-        let id = &taken.record.id;
-        if let Err(error) = self.store.discard_checkpoints(id, &taken.claim).await {
-            tell(&format!("warning: the checkpoints of {id} are left behind: {error}"));
-        }
-    }
-
-    /// Writes the results of a finished render.
-    pub(super) async fn fetch(
-        &self,
-        id: &str,
-        spec: &RenderSpec,
-        files: &FileArgs,
-        display: &mut Display,
-    ) -> Result<(), Failure> {
-        let stages = spec.upscales.len() as u32;
-        let named = [
-            (Part::Picture, Some(&files.output)),
-            (Part::Latents, files.save_latents.as_ref()),
-            (Part::Plan, files.save_plan.as_ref()),
-        ];
-        for (part, path) in named {
-            let Some(path) = path else { continue };
-            let found = self.store.result(id, part, stages).await.map_err(|e| self.failure(e))?;
-            let mut found = found.ok_or_else(|| match part {
-                Part::Latents => no_latents(),
-                _ => Failure::output(format!("the result of render {id} is no longer in the store")),
-            })?;
-            if let Some(kind) =
-                found.kind.filter(|kind| Format::of(path, None).is_ok_and(|f| f.kind != *kind))
-            {
-                let kind = kind.extension();
-                return Err(Failure::usage(format!(
-                    "render {id} is done and kept as .{kind}: name the output {}",
-                    path.with_extension(kind).display()
-                )));
-            }
-            let mut download = Download::to(path);
-            while let Some(piece) = found.pieces.next().await {
-                let Piece { file, bytes } = piece.map_err(|e| self.failure(e))?;
-                download.take(&file, &bytes)?;
-            }
-            download.finish()?;
-        }
-        display.say(&format!("wrote {} (render {id} was done already)", files.output.display()));
-        Ok(())
-    }
 }
 
 /// Opens a store that is there: looking makes none.
@@ -524,6 +316,16 @@ pub(super) fn open_existing(url: &str) -> Result<RenderStore, Failure> {
             Err(Failure::Input(format!("there is no store in the folder {folder}: pass --store")))
         }
         None => store::open(url).map_err(Failure::output),
+    }
+}
+
+/// Says what a store does not keep to.
+pub(super) fn warn_of(conditions: Conditions, url: &str) {
+    if conditions == Conditions::Ignored {
+        tell(&format!(
+            "warning: the store {url} overwrites objects that are to be created only once (it ignores `If-None-Match: \
+             *`): never let two programs work on one render at a time"
+        ));
     }
 }
 

@@ -11,9 +11,10 @@ use gigasmith_worker::connect::ConnectArgs;
 
 use super::client::Client;
 use super::failure::Failure;
-use super::follow::{duration, each, ended, follow, progress};
-use super::{print, submit};
-use crate::output::check_writable;
+use super::files::{ClobberArgs, LATENTS, PLAN, check_ending, check_kind, format_of};
+use super::follow::{duration, each, ended, follow, goes_on, progress};
+use super::{interrupted, print, submit};
+use crate::output::{Kind, check_replaceable};
 
 /// Arguments of `gigasmith status`.
 #[derive(Debug, Args)]
@@ -22,7 +23,7 @@ pub(super) struct StatusArgs {
     id: Option<String>,
     #[command(flatten)]
     connect: ConnectArgs,
-    /// Print JSON.
+    /// Print JSON: an object for one render, an array for all.
     #[arg(long)]
     json: bool,
 }
@@ -74,9 +75,11 @@ pub(super) struct FetchArgs {
     id: String,
     #[command(flatten)]
     connect: ConnectArgs,
-    /// The file to write: ID and its ending unless given.
+    /// The file to write: ID and its ending unless given. A picture keeps the format it was submitted with.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    clobber: ClobberArgs,
     /// What to fetch.
     #[arg(long, value_enum, value_name = "PART", default_value = "picture")]
     part: PartArg,
@@ -144,12 +147,21 @@ pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
 }
 
 pub(super) async fn watch(args: WatchArgs) -> Result<(), Failure> {
-    let mut client = Client::connect(&args.connect).await?;
-    if !args.json {
-        return ended(&follow(&mut client, &args.id, false).await?);
+    let work = async {
+        let mut client = Client::connect(&args.connect).await?;
+        if !args.json {
+            return ended(&follow(&mut client, &args.id, false).await?);
+        }
+        let last = each(&mut client, &args.id, |status| print(&line(&json(status)))).await?;
+        ended(&last)
+    };
+    tokio::select! {
+        done = work => done,
+        signal = interrupted() => {
+            signal.map_err(|e| Failure::render(format!("cannot listen for signals: {e}")))?;
+            Err(goes_on(&[&args.id], &[format!("`gigasmith fetch {}`", args.id)]))
+        }
     }
-    let last = each(&mut client, &args.id, |status| print(&line(&json(status)))).await?;
-    ended(&last)
 }
 
 /// What a person may have written, without what would move the cursor or change colours.
@@ -173,7 +185,8 @@ pub(super) fn json(status: &RenderStatus) -> serde_json::Value {
     value
 }
 
-/// Does something to each of several things: all are tried, and the last failure decides the exit code.
+/// Does something to each of several things: all are tried, and the last failure decides the exit code. In JSON a
+/// failed one has `id` and `error`.
 async fn each_of<T>(
     names: &[String],
     as_json: bool,
@@ -187,7 +200,10 @@ async fn each_of<T>(
             Ok(value) if as_json => done.push(to_json(&value)),
             Ok(value) => print(&say(name, &value))?,
             Err(error) => {
-                if let Some(earlier) = failed.replace(error) {
+                if as_json {
+                    done.push(serde_json::json!({ "id": name, "error": error.to_string() }));
+                }
+                if let Some(earlier) = failed.replace(error).filter(|_| !as_json) {
                     super::tell(&format!("gigasmith: {earlier}"));
                 }
             }
@@ -216,14 +232,35 @@ pub(super) async fn priority(args: PriorityArgs) -> Result<(), Failure> {
 }
 
 pub(super) async fn fetch(args: FetchArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.output {
+        match args.part {
+            PartArg::Picture => format_of(path, None).map(drop)?,
+            PartArg::Latents => check_ending(path, LATENTS)?,
+            PartArg::Plan => check_ending(path, PLAN)?,
+        }
+    }
     let mut client = Client::connect(&args.connect).await?;
-    let (part, extension) = match args.part {
-        PartArg::Picture => (v1::FetchedPart::Picture, client.render(&args.id).await?.format),
-        PartArg::Latents => (v1::FetchedPart::Latents, "safetensors".to_owned()),
-        PartArg::Plan => (v1::FetchedPart::Plan, "json".to_owned()),
+    let (part, kind) = match args.part {
+        PartArg::Picture => {
+            let format = client.render(&args.id).await?.format;
+            // One that this release does not know is shown by what comes.
+            let kind = [Kind::Png, Kind::Tif, Kind::Dzi].into_iter().find(|k| k.extension() == format);
+            (v1::FetchedPart::Picture, kind)
+        }
+        PartArg::Latents => (v1::FetchedPart::Latents, None),
+        PartArg::Plan => (v1::FetchedPart::Plan, None),
     };
-    let path: PathBuf = args.output.unwrap_or_else(|| format!("{}.{extension}", args.id).into());
-    check_writable(&path)?;
+    let ending = match args.part {
+        PartArg::Picture => kind.unwrap_or_default().extension(),
+        PartArg::Latents => LATENTS,
+        PartArg::Plan => PLAN,
+    };
+    let path: PathBuf = args.output.unwrap_or_else(|| format!("{}.{ending}", args.id).into());
+    kind.map_or(Ok(()), |kind| check_kind(&args.id, kind, &path))?;
+    args.clobber.check(&path)?;
+    if kind == Some(Kind::Dzi) {
+        check_replaceable(&path)?;
+    }
     submit::save(&mut client, &args.id, part, &path, args.quiet).await
 }
 
@@ -264,7 +301,7 @@ fn detail(render: &RenderStatus) -> String {
     };
     add("size", render.size.map(|(w, h)| format!("{w}x{h}")));
     add("rate", rate(render).map(|rate| format!("{rate:.2} patches/s")));
-    add("left", render.seconds_left().map(duration));
+    add("left", left(render));
     add("reason", Some(render.reason.clone()).filter(|r| !r.is_empty()));
     render.warnings.iter().for_each(|w| add("warning", Some(w.clone())));
     lines.join("\n")
@@ -273,7 +310,12 @@ fn detail(render: &RenderStatus) -> String {
 /// Patches per second, while there are any.
 fn rate(render: &RenderStatus) -> Option<f64> {
     let rate = render.progress.rate;
-    (rate > 0.0 && render.state == RenderState::Running).then_some(rate)
+    (rate > 0.0 && render.workers > 0 && render.state == RenderState::Running).then_some(rate)
+}
+
+/// The time left, while somebody works on it.
+fn left(render: &RenderStatus) -> Option<String> {
+    render.seconds_left().filter(|_| render.workers > 0).map(duration)
 }
 
 fn table(renders: &[RenderStatus]) -> String {
@@ -290,7 +332,7 @@ fn table(renders: &[RenderStatus]) -> String {
             r.size.map_or("?".into(), |(w, h)| format!("{w}x{h}")),
             progress(r),
             rate(r).map_or(String::new(), |rate| format!("{rate:.1}/s")),
-            r.seconds_left().map_or(String::new(), duration),
+            left(r).unwrap_or_default(),
             r.workers.to_string(),
             r.reason.clone(),
         ]

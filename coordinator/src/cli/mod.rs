@@ -5,9 +5,11 @@
 
 mod certs;
 mod client;
+mod completions;
 mod download;
 mod estimate;
 mod failure;
+mod files;
 mod follow;
 mod kept;
 mod manage;
@@ -33,6 +35,7 @@ use gigasmith_worker::cli::WorkerArgs;
 use gigasmith_worker::log::LogFormat;
 use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings::{self as settings_file, Precedence, Rules};
+use gigasmith_worker::signals::{asked_again, asked_to_end as interrupted};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +45,8 @@ pub use failure::Failure;
 #[derive(Debug, Parser)]
 #[command(name = "gigasmith", version, propagate_version = true, after_help = AFTER)]
 pub struct Cli {
-    /// Settings file; gigasmith.toml in the working folder unless given.
+    /// Settings file; gigasmith.toml in the working folder unless given. One that is not named may name a
+    /// coordinator only if it is your own file, and secrets only beside it.
     #[arg(long, value_name = "FILE.toml", global = true)]
     config: Option<PathBuf>,
     /// How log lines look (RUST_LOG says which there are, for example RUST_LOG=gigasmith_coordinator=debug).
@@ -53,10 +57,18 @@ pub struct Cli {
 }
 
 const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ and its name in capitals) or \
-from a TOML file with a table per command.\n\n\
+from a TOML file with a table per command (exception: `render` takes --store and --name only from the command line \
+and the table [render]).\n\n\
+A gigasmith.toml that was only found in the working folder could be somebody else's. So it may name a coordinator, a \
+token or a certificate only if the file belongs to you and not everybody may write to it; the token and the \
+certificate must lie in its folder or below; and a token from elsewhere is not shown to its coordinator. A file that \
+is named, with --config or GIGASMITH_CONFIG, may do all of that.\n\n\
+With --json an error is a line on standard error: {\"error\": MESSAGE, \"exit_code\": N}.\n\n\
+Ctrl-C, SIGTERM and SIGHUP (a closed terminal) end with a last checkpoint, where there is a store; nohup keeps SIGHUP \
+away.\n\n\
 Exit codes: 0 done, 1 a verification failed, 2 wrong arguments, 3 the model cannot be used, 4 an input \
-cannot be read, 5 an output cannot be written, 6 the render failed, 7 the farm cannot be reached or \
-refuses, 8 another coordinator took over, 130 interrupted.";
+cannot be read, 5 an output or the store cannot be written, or a disk is too small, 6 the render failed, 7 the farm \
+cannot be reached or refuses, 8 another coordinator took over, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -95,6 +107,8 @@ enum Command {
     Workers(manage::WorkersArgs),
     /// Make certificates for a farm of one's own.
     Certs(certs::CertsArgs),
+    /// Print what a shell needs to complete commands and flags: source <(gigasmith completions bash).
+    Completions(completions::CompletionsArgs),
     /// Replay a recorded trace and compare every number: does this device and build match the publication?
     Verify(verify::VerifyArgs),
 }
@@ -112,6 +126,8 @@ const RULES: Rules = Rules {
     own_table: None,
     // `serve` has a store and a worker a name: neither says that pictures made here are to be kept there.
     own_flags: &[("render", &["store", "name"])],
+    joined: &["seed", "budget"],
+    bare: &["completions"],
 };
 
 impl Cli {
@@ -126,8 +142,14 @@ impl Cli {
 
     /// Parses arguments, with the environment and the settings file behind them.
     pub fn from_args(args: &[OsString]) -> Result<Self, Failure> {
-        let command = settings_file::apply(Self::command(), args, &RULES).map_err(Failure::usage)?;
-        Self::from_arg_matches(&command.get_matches_from(args)).map_err(|e| e.exit())
+        let applied = settings_file::apply(Self::command(), args, &RULES).map_err(Failure::usage)?;
+        applied.warnings.iter().for_each(|w| tell(&format!("warning: {w}")));
+        let parsed = applied.command.try_get_matches_from(args).and_then(|m| Self::from_arg_matches(&m));
+        parsed.map_err(|error| match error.use_stderr() && wants_json(args) {
+            true => Failure::usage(error.to_string().trim_start_matches("error: ").trim_end()),
+            // As people like to read it; also help and version.
+            false => error.exit(),
+        })
     }
 
     /// Whether it runs until it is told to stop: its log is what people see of it.
@@ -136,8 +158,10 @@ impl Cli {
     }
 }
 
-const GOES_ON: &str = "interrupted: what was submitted goes on; `gigasmith watch ID` follows it, `gigasmith cancel ID` \
-ends it";
+/// Whether an error is to be JSON.
+pub fn wants_json(args: &[OsString]) -> bool {
+    args.iter().take_while(|a| *a != "--").any(|a| a == "--json")
+}
 
 /// Runs what the command line asks for.
 pub async fn run(cli: Cli) -> Result<(), Failure> {
@@ -145,8 +169,10 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         // These mind the signals themselves.
         Command::Serve(args) => serve::run(args).await,
         Command::View(args) => view::run(args).await,
+        Command::Submit(args) => Box::pin(submit::run(*args)).await,
+        Command::Watch(args) => manage::watch(args).await,
         Command::Worker(args) => {
-            let asks = gigasmith_worker::cli::signals();
+            let asks = gigasmith_worker::signals::asks();
             let asks = asks.map_err(|e| Failure::farm(format!("cannot listen for signals: {e}")))?;
             match gigasmith_worker::cli::run(args, asks).await? {
                 Ended::Drained => Ok(()),
@@ -179,16 +205,15 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
             tokio::select! {
                 done = &mut work => ended(done),
                 // Asked twice, it ends at once.
-                _ = interrupted() => Err(Failure::Interrupted),
+                _ = asked_again() => Err(Failure::Interrupted),
             }
         }
         command => {
-            let goes_on = matches!(command, Command::Submit(_) | Command::Watch(_));
             tokio::select! {
                 done = run_once(command) => done,
                 signal = interrupted() => {
                     signal.map_err(|e| Failure::render(format!("cannot listen for Ctrl-C: {e}")))?;
-                    Err(if goes_on { Failure::Unwatched(GOES_ON) } else { Failure::Interrupted })
+                    Err(Failure::Interrupted)
                 }
             }
         }
@@ -200,9 +225,7 @@ async fn run_once(command: Command) -> Result<(), Failure> {
     match command {
         Command::Renders(args) => renders::run(args).await,
         Command::Estimate(args) => estimate::run(*args).await,
-        Command::Submit(args) => submit::run(*args).await,
         Command::Status(args) => manage::status(args).await,
-        Command::Watch(args) => manage::watch(args).await,
         Command::Pause(args) => manage::change(args, Change::Paused(true)).await,
         Command::Continue(args) => manage::change(args, Change::Paused(false)).await,
         Command::Cancel(args) => manage::change(args, Change::Cancel(true)).await,
@@ -210,29 +233,18 @@ async fn run_once(command: Command) -> Result<(), Failure> {
         Command::Fetch(args) => manage::fetch(args).await,
         Command::Workers(args) => manage::workers(args).await,
         Command::Certs(args) => certs::run(&args),
+        Command::Completions(args) => completions::run(&args),
         Command::Verify(args) => verify::run(args).await,
         Command::Serve(_)
+        | Command::Submit(_)
         | Command::View(_)
+        | Command::Watch(_)
         | Command::Worker(_)
         | Command::Render(_)
         | Command::Resume(_) => {
             unreachable!("they mind the signals themselves")
         }
     }
-}
-
-/// Resolves at Ctrl-C, or, where there is such a thing, at SIGTERM.
-async fn interrupted() -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            signal = tokio::signal::ctrl_c() => signal,
-            _ = terminate.recv() => Ok(()),
-        }
-    }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
 }
 
 /// A line for people. A closed standard error is no reason to stop working.

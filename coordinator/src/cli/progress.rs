@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
+use super::follow::duration;
 use super::tell;
+use crate::estimate::plural;
 use crate::render::{Progress, StageBegin};
 
 /// Between two plain lines.
@@ -75,6 +77,13 @@ impl Display {
     }
 }
 
+/// The time that is left, once something is done that it can be told from.
+fn left(state: &ProgressState, out: &mut dyn fmt::Write) {
+    if state.pos() > 0 && state.len().is_some_and(|all| state.pos() < all) {
+        let _ = write!(out, "{} left", duration(state.eta().as_secs_f64()));
+    }
+}
+
 /// Patches per second, with one digit after the point.
 fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
     // The line is drawn without it where it cannot be written.
@@ -89,9 +98,9 @@ impl Progress for Display {
         match self {
             Self::Quiet => {}
             Self::Bars(bar) => {
-                let style = "{msg:<22} {bar:32} {pos:>5}/{len} patches  {rate:>8}  {eta} left";
+                let style = "{msg:<22} {bar:32} {pos:>5}/{len} patches  {rate:>8}  {left}";
                 let style = ProgressStyle::with_template(style).expect("the template is well formed");
-                let style = style.with_key("rate", rate);
+                let style = style.with_key("rate", rate).with_key("left", left);
                 let new = ProgressBar::new(patches as u64).with_style(style).with_message(label);
                 // What an earlier run has done says nothing about the rate.
                 *bar = Some(new.with_position(done as u64));
@@ -99,7 +108,7 @@ impl Progress for Display {
             }
             Self::Plain { stage: plain, .. } => {
                 match done {
-                    0 => tell(&format!("{label}: {patches} patches")),
+                    0 => tell(&format!("{label}: {}", plural(patches as u64, "patch", "patches"))),
                     _ => tell(&format!("{label}: {patches} patches, {done} of them done")),
                 }
                 let now = Instant::now();
@@ -115,10 +124,9 @@ impl Progress for Display {
                 stage.shown = Instant::now();
                 let rate = (done - stage.before) as f64 / stage.started.elapsed().as_secs_f64();
                 let left = (stage.patches - done) as f64 / rate;
-                tell(&format!(
-                    "{}: {done}/{} patches, {rate:.1}/s, {left:.0} s left",
-                    stage.label, stage.patches
-                ));
+                let left =
+                    if left.is_finite() { format!(", {} left", duration(left)) } else { String::new() };
+                tell(&format!("{}: {done}/{} patches, {rate:.1}/s{left}", stage.label, stage.patches));
             }
             _ => {}
         }
@@ -140,8 +148,9 @@ impl Progress for Display {
         match self {
             Self::Bars(Some(bar)) => {
                 if bar.length() != Some(total as u64) {
-                    let style = "{msg:<22} {bar:32} {pos:>5}/{len} {eta} left";
-                    bar.set_style(ProgressStyle::with_template(style).expect("the template is well formed"));
+                    let style = "{msg:<22} {bar:32} {pos:>5}/{len}  {left}";
+                    let style = ProgressStyle::with_template(style).expect("the template is well formed");
+                    bar.set_style(style.with_key("left", left));
                     bar.set_length(total as u64);
                     bar.reset_eta();
                 }

@@ -1,7 +1,6 @@
 //! `gigasmith render`: arguments, and one picture after the other.
 
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -12,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::estimate;
 use super::failure::Failure;
-use super::kept::{DEFAULT_STORE, KeepArgs, Keeping, quoted};
+use super::files::{FileArgs, Room, ScratchArgs, final_size, known_size};
+use super::kept::{DEFAULT_STORE, KeepArgs, Keeping};
+use super::print;
 use super::progress::Display;
-use super::seeds::Seeds;
 use super::settings::{Asked, PictureArgs};
 use super::worker;
 use crate::estimate::Budget;
-use crate::output::{Format, Kind, Quality, check_replaceable, check_writable, write_bytes};
-use crate::raster::Scratch;
+use crate::output::write_bytes;
 use crate::render::{Course, Progress, RenderInputs, Resumed, render_from};
 use crate::request::{RenderRequest, Resolved, resolve};
 use crate::spec::RenderSpec;
@@ -51,106 +50,34 @@ pub(super) struct RenderArgs {
     /// (`gigasmith estimate` says what it takes).
     #[arg(long, value_name = "LIMITS")]
     budget: Option<Budget>,
+    /// Print a line of JSON for each picture that was written.
+    #[arg(long)]
+    json: bool,
     /// No progress.
     #[arg(short, long)]
     quiet: bool,
 }
 
-/// Which files to write.
-#[derive(Debug, Clone, Args)]
-pub(super) struct FileArgs {
-    /// The picture to write: .png, .tif (tiled, with a pyramid, BigTIFF where it must be), or .dzi (Deep Zoom: a
-    /// folder of tiles beside it).
-    #[arg(short, long, value_name = "FILE", default_value = "out.png")]
-    pub(super) output: PathBuf,
-    #[command(flatten)]
-    pub(super) quality: QualityArgs,
-    /// Write the last stage's latents.
-    #[arg(long, value_name = "FILE.safetensors")]
-    pub(super) save_latents: Option<PathBuf>,
-    /// Write the plan of the upscale stages.
-    #[arg(long, value_name = "FILE.json")]
-    pub(super) save_plan: Option<PathBuf>,
-}
-
-/// How well pixels are kept.
-#[derive(Debug, Clone, Copy, Default, Args)]
-pub(super) struct QualityArgs {
-    /// How the picture's pixels are kept: lossless, or 1 to 100 for JPEG. Lossless unless given, but for .dzi,
-    /// which is JPEG 90.
-    #[arg(long, value_name = "QUALITY")]
-    pub(super) quality: Option<Quality>,
-}
-
-/// Where pictures under way lie.
-#[derive(Debug, Clone, Args)]
-pub(super) struct ScratchArgs {
-    /// Folder for pictures under way, on a disk with 4 bytes for each pixel: the output's unless given.
-    #[arg(long, value_name = "FOLDER")]
-    scratch: Option<PathBuf>,
-}
-
-impl ScratchArgs {
-    /// The folder given, or that of an output.
-    pub(super) fn of(&self, output: &Path) -> Result<Scratch, Failure> {
-        let beside = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let scratch = Scratch::new(self.scratch.clone().unwrap_or_else(|| beside.to_owned()));
-        check_scratch(&scratch)?;
-        Ok(scratch)
-    }
-
-    /// As a flag, where it was given.
-    pub(super) fn flag(&self) -> String {
-        self.scratch
-            .as_ref()
-            .map_or(String::new(), |s| format!(" --scratch {}", quoted(&s.display().to_string())))
-    }
-}
-
-/// Fails when no file can be made there: before hours of work, not after.
-pub(super) fn check_scratch(scratch: &Scratch) -> Result<(), Failure> {
-    scratch.file().map(drop).map_err(|e| Failure::output(scratch.explain(&e)))
-}
-
-impl FileArgs {
-    /// The picture's format.
-    pub(super) fn format(&self) -> Result<Format, Failure> {
-        Format::of(&self.output, self.quality.quality).map_err(Failure::usage)
-    }
-
-    /// The files of one of the seeds.
-    fn of(&self, seeds: &Seeds, seed: u64) -> Self {
-        let named = |path: &Option<PathBuf>| path.as_ref().map(|p| seeds.file(p, seed));
-        Self {
-            output: seeds.file(&self.output, seed),
-            quality: self.quality,
-            save_latents: named(&self.save_latents),
-            save_plan: named(&self.save_plan),
-        }
-    }
-
-    /// Fails when a file could not be written, or two have one name: before hours of work, not after.
-    pub(super) fn check(&self, seeds: &Seeds) -> Result<(), Failure> {
-        let format = self.format()?;
-        let named = [Some(&self.output), self.save_latents.as_ref(), self.save_plan.as_ref()];
-        let named: Vec<&PathBuf> = named.into_iter().flatten().collect();
-        if let Some(i) = (1..named.len()).find(|&i| named[..i].contains(&named[i])) {
-            return Err(Failure::usage(format!(
-                "two outputs are called {}: name them apart",
-                named[i].display()
-            )));
-        }
-        for &seed in &seeds.0 {
-            named.iter().try_for_each(|path| check_writable(&seeds.file(path, seed)))?;
-            if format.kind == Kind::Dzi {
-                check_replaceable(&seeds.file(&self.output, seed))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 impl RenderArgs {
+    /// What was written, as JSON, where that is asked for. `id`: of a render that is kept.
+    fn report(&self, files: &FileArgs, spec: &RenderSpec, id: Option<&str>) -> Result<(), Failure> {
+        if !self.json {
+            return Ok(());
+        }
+        let size = final_size(spec);
+        let report = serde_json::json!({
+            "output": files.output,
+            "latents": files.save_latents,
+            "plan": files.save_plan,
+            "width": size.width,
+            "height": size.height,
+            "seed": spec.seed,
+            "model": spec.model.name,
+            "id": id,
+        });
+        print(&report.to_string())
+    }
+
     /// Fails when it takes more than it may.
     fn check_budget(
         &self,
@@ -179,6 +106,9 @@ pub(super) async fn run(args: RenderArgs, stop: CancellationToken) -> Result<(),
 
 async fn run_unkept(args: RenderArgs, asked: Asked, stop: &CancellationToken) -> Result<(), Failure> {
     let scratch = args.scratch.of(&args.files.output)?;
+    let room = Room { files: &args.files, scratch: &scratch, store: None, pictures: asked.seeds.0.len() };
+    let known = known_size(&asked);
+    known.map_or(Ok(()), |size| room.check(size))?;
     let mut display = Display::new(args.quiet);
     let mut embedded = worker::start(source(&asked)?, &args.device).await?;
     let lane = embedded.lane().await?;
@@ -188,6 +118,9 @@ async fn run_unkept(args: RenderArgs, asked: Asked, stop: &CancellationToken) ->
     display.finish();
     warnings.iter().for_each(|w| display.warn(w));
     args.check_budget(&spec, &model, &asked)?;
+    if known.is_none() {
+        room.check(final_size(&spec))?;
+    }
     for &seed in &asked.seeds.0 {
         let started = Instant::now();
         let spec = RenderSpec { seed, ..spec.clone() };
@@ -206,6 +139,7 @@ async fn run_unkept(args: RenderArgs, asked: Asked, stop: &CancellationToken) ->
         write(&files, &outputs, &mut display, stop)?;
         let seconds = started.elapsed().as_secs_f64();
         display.say(&format!("wrote {} (seed {seed}, {seconds:.1} s)", files.output.display()));
+        args.report(&files, &spec, None)?;
     }
     drop(lane);
     embedded.stop().await;
@@ -217,29 +151,38 @@ async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Re
     let url = args.store.as_deref().unwrap_or(DEFAULT_STORE);
     let scratch = args.scratch.of(&args.files.output)?;
     let flags = worker::flags(&args.device) + &args.scratch.flag();
-    let keeping = Keeping::open(url, &args.keep, (flags, scratch), stop)?;
+    let keeping = Keeping::open(url, &args.keep, (flags, scratch.clone()), stop)?;
+    let room = |pictures| Room { files: &args.files, scratch: &scratch, store: keeping.folder(), pictures };
+    let known = known_size(&asked);
     let format = args.files.format()?;
-    let names = keeping.names(args.name.as_deref(), &asked.seeds)?;
     let mut display = Display::new(args.quiet);
     let prepare = async {
         keeping.probe().await?;
+        let names = keeping.names(args.name.as_deref(), &asked.seeds).await?;
+        let pending = keeping.pending(&names).await?;
+        known.map_or(Ok(()), |size| room(pending).check(size))?;
         let mut embedded = worker::start(source(&asked)?, &args.device).await?;
         let lane = embedded.lane().await?;
-        Ok::<_, Failure>((embedded, lane))
+        Ok::<_, Failure>((embedded, lane, names, pending))
     };
-    let (mut embedded, lane) = keeping.unless_stopped(prepare).await?;
+    let (mut embedded, lane, names, pending) = keeping.unless_stopped(prepare).await?;
     let Resolved { spec, warnings, .. } =
         resolve(&asked.request, &asked.inputs, lane.model()).map_err(Failure::usage)?;
     display.finish();
     warnings.iter().for_each(|w| display.warn(w));
     args.check_budget(&spec, lane.model(), &asked)?;
+    if known.is_none() {
+        room(pending).check(final_size(&spec))?;
+    }
     for (&seed, name) in asked.seeds.0.iter().zip(names) {
         let spec = RenderSpec { seed, ..spec.clone() };
         let request = RenderRequest { seed, format, ..asked.request.clone() };
         let taking = keeping.take_up(name, request, &asked.inputs, (spec, lane.model()));
         let taken = keeping.unless_stopped(Box::pin(taking)).await?;
         let files = args.files.of(&asked.seeds, seed);
-        keeping.finish(taken, files, (&mut embedded, &lane), &mut display).await?;
+        let (id, spec) = taken.about();
+        keeping.finish(taken, files.clone(), (&mut embedded, &lane), &mut display).await?;
+        args.report(&files, &spec, Some(&id))?;
     }
     drop(lane);
     embedded.stop().await;

@@ -71,7 +71,7 @@ async fn list(url: &str, json: bool) -> Result<(), Failure> {
     if rows.is_empty() {
         return print(&format!("no renders in {url}"));
     }
-    let head = ["id", "state", "progress", "size", "store", "checkpoint", ""].map(str::to_owned);
+    let head = ["id", "state", "progress", "size", "store", "checkpoint", "note"].map(str::to_owned);
     let rows: Vec<[String; 7]> =
         std::iter::once(head).chain(rows.iter().map(|(_, id, inventory)| row(id, inventory, now))).collect();
     let widths: Vec<usize> =
@@ -153,7 +153,7 @@ fn row(id: &str, inventory: &Inventory, now: SystemTime) -> [String; 7] {
         state(inventory).to_owned(),
         progress(inventory),
         size(inventory).map_or("-".into(), |s| s.to_string()),
-        indicatif::HumanBytes(inventory.bytes).to_string(),
+        crate::estimate::bytes(inventory.bytes),
         checkpoint.map_or("-".into(), |s| format!("{} ago", indicatif::HumanDuration(age(s, now)))),
         remark(inventory),
     ]

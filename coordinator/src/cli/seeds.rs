@@ -1,4 +1,4 @@
-//! `--seed 7`, `--seed 1,5,9`, `--seed 1..4`: which seeds to render, and what to call the pictures.
+//! `--seed 7`, `--seed 1,5,9`, `--seed 1..4`, `--seed random`: which seeds to render, and what to call the pictures.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,45 @@ const MOST: u64 = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seeds(pub(super) Vec<u64>);
 
+/// Seeds as they are typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum SeedsArg {
+    /// These.
+    Given(Seeds),
+    /// One that nobody has thought of.
+    Random,
+}
+
+impl FromStr for SeedsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            // What other programs take for it.
+            "random" | "-1" => Ok(Self::Random),
+            text => text.parse().map(Self::Given),
+        }
+    }
+}
+
+impl SeedsArg {
+    /// The seeds. `draw` gives a number that cannot be foreseen, of which 32 bits are used: other programs take no
+    /// more.
+    pub(super) fn resolve(&self, draw: impl FnOnce() -> u64) -> Seeds {
+        match self {
+            Self::Given(seeds) => seeds.clone(),
+            Self::Random => Seeds(vec![draw() & u64::from(u32::MAX)]),
+        }
+    }
+}
+
 impl FromStr for Seeds {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |s: &str| {
             s.trim().parse::<u64>().map_err(|_| {
-                format!("`{s}` is no seed: give 0 to {}, a list 1,5,9 or a range 1..4", u64::MAX)
+                format!("`{s}` is no seed: give 0 to {}, a list 1,5,9, a range 1..4, or random", u64::MAX)
             })
         };
         let mut seeds = Vec::new();
@@ -71,6 +103,16 @@ mod tests {
         for bad in ["", "x", "-1", "1.5", "4..1", "0..99999999", "1,1", "1..", "..3"] {
             assert!(seeds(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_seed_may_be_drawn() {
+        let resolve = |text: &str| text.parse::<SeedsArg>().unwrap().resolve(|| u64::MAX - 1);
+        for text in ["random", "-1", " -1 "] {
+            assert_eq!(resolve(text), Seeds(vec![u64::from(u32::MAX) - 1]));
+        }
+        assert_eq!(resolve("3,5"), Seeds(vec![3, 5]));
+        assert!("-2".parse::<SeedsArg>().unwrap_err().contains("random"));
     }
 
     #[test]

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use clap::Args;
 use gigasmith_worker::connect::{explain, read_token};
+use gigasmith_worker::signals::asked_again;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use super::failure::Failure;
-use super::kept::{KeepArgs, owner};
-use super::render::check_scratch;
+use super::files::check_scratch;
+use super::kept::{KeepArgs, owner, warn_of};
 use super::{interrupted, print};
 use crate::control;
 use crate::farm::{Farm, FarmOptions};
@@ -52,7 +53,7 @@ pub(super) struct ServeArgs {
     /// Connections at a time, workers and people together.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(2..))]
     max_connections: u32,
-    /// A file with the farm's shared token: who doesn't show it is sent away.
+    /// A file with the farm's shared token: clients without the token are rejected.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Our certificate: connections are encrypted then. `gigasmith certs` makes one.
@@ -61,7 +62,7 @@ pub(super) struct ServeArgs {
     /// The key of our certificate.
     #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Certificate of an authority: who has no certificate signed by it is sent away.
+    /// Certificate of an authority: clients without a certificate that it signed are rejected.
     #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
 }
@@ -84,10 +85,11 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         Some(folder) => store.with_scratch(Scratch::new(folder)),
         None => store,
     };
+    check_scratch(store.scratch())?;
     let unusable = |e: StoreError| Failure::output(format!("the store {} cannot be used: {e}", args.store));
     let owner = owner();
+    warn_of(store.probe().await.map_err(unusable)?, &args.store);
     let claim = store.claim_store(&owner).await.map_err(unusable)?;
-    check_scratch(store.scratch())?;
     let farm = Farm::start(FarmOptions { examines: true, ..FarmOptions::default() });
     let options = JobsOptions {
         active: args.active.into(),
@@ -124,7 +126,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     tokio::select! {
         _ = tokio::time::timeout(FAREWELL, running) => {}
         // Asked twice, it ends at once.
-        _ = interrupted() => {}
+        _ = asked_again() => {}
     }
     // Workers hold their streams open for ever: they reconnect to the next coordinator.
     server.abort();

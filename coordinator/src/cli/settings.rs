@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use gigasmith_proto::domain::WireDtype;
+use gigasmith_proto::domain::{Identifier, WireDtype};
 
 use super::failure::Failure;
-use super::seeds::Seeds;
+use super::seeds::{Seeds, SeedsArg};
+use super::tell;
 use crate::output::{Settings, read_picture, read_settings};
 use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::plan::{PlanFile, PlanFileError, PlanKind};
@@ -42,7 +43,8 @@ pub(super) struct PictureArgs {
     /// What to draw.
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// What to steer away from. Not given and "" are different things to SDXL.
+    /// What to steer away from. Leaving it out gives zeros as the negative, "" encodes an empty text: the pictures
+    /// differ.
     #[arg(short, long, value_name = "TEXT")]
     negative_prompt: Option<String>,
     /// Width of the final picture in pixels.
@@ -51,40 +53,44 @@ pub(super) struct PictureArgs {
     /// Height of the final picture in pixels.
     #[arg(long, value_name = "PIXELS", conflicts_with = "scale")]
     height: Option<u32>,
-    /// Side of the final picture against the base: 4 gives 16 times the pixels.
+    /// Side of the final picture against the base, which is of the model's own size (SDXL 1024): 4 gives 16 times
+    /// the pixels. 2 for SDXL and 4 for pocket unless given.
     #[arg(long, value_name = "FACTOR")]
     scale: Option<f64>,
     /// Size of the base stage, for example 1536x512. By default one of the model's own sizes, or for a
     /// panorama one that fits. What the model cannot see at once is drawn in windows.
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = read_size, conflicts_with = "image")]
     base: Option<ImageSize>,
-    /// Sides of all upscale stages against the base, for example 2,4,8.
+    /// Sides of all upscale stages against the base, for example 2,4,8. Each doubles the one before unless given.
     #[arg(long, value_name = "FACTORS", value_delimiter = ',', conflicts_with = "scale")]
     stages: Vec<f64>,
-    /// Denoising steps per stage.
+    /// Denoising steps per stage: 50 for SDXL, 30 for pocket unless given.
     #[arg(long, value_name = "N")]
     steps: Option<u32>,
     /// Guided steps per upscale stage, 0 to the number of steps: one value, or one per stage. High keeps
-    /// the structure, low adds detail.
+    /// the structure, low adds detail. Unless given, 40 % of the steps in the first and 60 % in the others, or what
+    /// the model says.
     #[arg(long, value_name = "N", value_delimiter = ',')]
     slider: Vec<u32>,
-    /// Classifier-free guidance scale; 0 to 1 turns it off.
+    /// Classifier-free guidance scale; 0 to 1 turns it off. 7.5 for SDXL unless given.
     #[arg(long, visible_alias = "cfg", value_name = "SCALE", allow_negative_numbers = true)]
     guidance_scale: Option<f32>,
-    /// Perturbed-attention guidance scale; 0 turns it off.
+    /// Perturbed-attention guidance scale; 0, the default, turns it off.
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pag_scale: Option<f32>,
-    /// Self-attentions that it perturbs: down, mid, up, or single ones such as d0,m0,u3.
+    /// Self-attentions that it perturbs: down, mid (the default), up, or single ones such as d0,m0,u3.
     #[arg(long, value_name = "BLOCKS", value_delimiter = ',')]
     pag_blocks: Vec<String>,
-    /// A seed, a list 1,5,9, or a range 1..4 with both ends: one picture each.
-    #[arg(short, long, value_name = "SEEDS")]
-    seed: Option<Seeds>,
-    /// The model: pocket, a folder in the diffusers layout, or a hub id such as
-    /// stabilityai/stable-diffusion-xl-base-1.0. For a farm: what its workers call it.
+    /// A seed, a list 1,5,9, or a range 1..4 with both ends: one picture each. random (or -1) draws one and says
+    /// which. 0 unless given.
+    #[arg(short, long, value_name = "SEEDS", allow_negative_numbers = true)]
+    seed: Option<SeedsArg>,
+    /// The model: pocket (the default), a folder in the diffusers layout, a hub id such as
+    /// stabilityai/stable-diffusion-xl-base-1.0, or synthetic, a stand-in for tests and benchmarks. For a farm: what
+    /// its workers call it.
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
-    /// How windows are laid: balanced needs fewer network calls, paper is the published order.
+    /// How windows are laid: balanced, the default, needs fewer network calls, paper is the published order.
     #[arg(long, value_enum, value_name = "PLAN")]
     plan: Option<PlanArg>,
     /// Everything as published: 50 steps, guidance 7.5, sliders 20 and 30, plan paper, tiled VAE, its crops.
@@ -96,8 +102,8 @@ pub(super) struct PictureArgs {
     /// Where the base stage's noise comes from: torch is what diffusers draws on a CPU for the seed.
     #[arg(long, value_enum, value_name = "RNG")]
     rng: Option<RngArg>,
-    /// How pictures are decoded and encoded: seamless is at once up to a megapixel, and beyond that in tiles
-    /// that overlap by what the network sees and share their statistics; tiled is as published.
+    /// How pictures are decoded and encoded: seamless, the default, is at once up to a megapixel, and beyond that in
+    /// tiles with enough of their surroundings, normalised over the whole picture; tiled is as published.
     #[arg(long, visible_alias = "decode", value_enum, value_name = "MODE")]
     vae: Option<VaeArg>,
     /// How latents travel between coordinator and workers: f16 halves the traffic and rounds.
@@ -164,7 +170,13 @@ impl PictureArgs {
         })?;
         let picture = self.image.as_deref().map(read_picture).transpose()?;
         let plan = self.plan_file.as_deref().map(read_plan).transpose()?;
-        let seeds = self.seed.clone().unwrap_or(Seeds(vec![from.as_ref().map_or(0, |f| f.seed)]));
+        let seeds = match &self.seed {
+            None => Seeds(vec![from.as_ref().map_or(0, |f| f.seed)]),
+            Some(asked) => asked.resolve(random),
+        };
+        if self.seed == Some(SeedsArg::Random) {
+            tell(&format!("seed {} was drawn", seeds.0[0]));
+        }
         let before = from.as_ref().map(|f| f.model.name.clone());
         let model_is_from_picture = self.model.is_none() && before.is_some();
         let request = RenderRequest {
@@ -214,6 +226,12 @@ fn read_size(text: &str) -> Result<ImageSize, String> {
         Some((Ok(width), Ok(height))) => Ok(ImageSize { width, height }),
         _ => Err("give width and height in pixels, for example 1536x512".into()),
     }
+}
+
+/// A number that the system draws.
+fn random() -> u64 {
+    let Identifier(bytes) = Identifier::random();
+    bytes.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
 fn read_spec(path: &Path) -> Result<RenderSpec, Failure> {

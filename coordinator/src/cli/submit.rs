@@ -1,6 +1,7 @@
 //! `gigasmith submit`: a render for a farm.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use clap::{Args, ValueEnum};
 use gigasmith_proto::v1;
@@ -11,12 +12,11 @@ use gigasmith_worker::model::DeviceChoice;
 use super::client::Client;
 use super::download::Download;
 use super::failure::Failure;
-use super::follow::{ended, follow};
-use super::manage;
-use super::print;
-use super::render::{FileArgs, QualityArgs};
-use super::settings::PictureArgs;
-use super::tell;
+use super::files::{ClobberArgs, FileArgs, QualityArgs, format_of};
+use super::follow::{ended, follow, goes_on};
+use super::kept::quoted;
+use super::settings::{Asked, PictureArgs};
+use super::{interrupted, manage, print, tell};
 use crate::output::{Format, Kind};
 use crate::request::RenderRequest;
 
@@ -38,7 +38,7 @@ pub(super) struct SubmitArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
     /// Only workers whose noise predictor computes in this format.
-    #[arg(long, value_enum, value_name = "DTYPE")]
+    #[arg(long, value_enum, value_name = "DTYPE", ignore_case = true)]
     dtype: Option<DtypeArg>,
     /// Let workers of any numeric class take part whose results lie close: faster, but the bytes then
     /// depend on who computed what.
@@ -61,7 +61,9 @@ pub(super) struct SubmitArgs {
     /// Write the plan of the upscale stages when it is done; implies --wait.
     #[arg(long, value_name = "FILE.json")]
     save_plan: Option<PathBuf>,
-    /// Print what was accepted as JSON instead of the id alone.
+    #[command(flatten)]
+    clobber: ClobberArgs,
+    /// Print a line of JSON for each render that was accepted, instead of its id.
     #[arg(long)]
     json: bool,
     /// No progress.
@@ -84,7 +86,7 @@ impl SubmitArgs {
             Some(FormatArg::Dzi) => Kind::Dzi,
         };
         let format = match &self.output {
-            Some(output) => Format::of(output, self.quality.quality),
+            Some(output) => return format_of(output, self.quality.quality),
             None => Format::new(kind, self.quality.quality),
         };
         format.map_err(Failure::usage)
@@ -98,6 +100,13 @@ impl SubmitArgs {
     }
 }
 
+/// A render that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Accepted {
+    seed: u64,
+    id: String,
+}
+
 /// Submits one render per seed.
 pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
     let asked = args.picture.read()?;
@@ -107,6 +116,7 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
         quality: args.quality,
         save_latents: args.save_latents.clone(),
         save_plan: args.save_plan.clone(),
+        clobber: args.clobber,
     };
     let format = args.format()?;
     if !args.files().is_empty() {
@@ -125,54 +135,107 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
         model: farm_model(&asked.request.model),
         ..asked.request.clone()
     };
-    let mut client = Client::connect(&args.connect).await?;
-    let mut accepted = Vec::new();
-    for &seed in &asked.seeds.0 {
-        let id = match (&args.name, asked.seeds.0.len()) {
-            (None, _) => String::new(),
-            (Some(name), 1) => name.clone(),
-            (Some(name), _) => format!("{name}-{seed}"),
-        };
-        let settings = RenderRequest { seed, ..request.clone() };
-        let submission = v1::Submission {
-            id,
-            priority: args.priority,
-            settings: serde_json::to_string(&settings).expect("a request is plain data"),
-            plan: asked.inputs.plan.clone().unwrap_or_default(),
-            picture: asked
-                .inputs
-                .picture
-                .as_ref()
-                .map(|p| v1::Size { width: p.size().width, height: p.size().height }),
-        };
-        let (render, warnings) = client.submit(submission, asked.inputs.picture.clone()).await?;
-        warnings.iter().for_each(|w| tell(&format!("warning: {w}")));
-        match args.json {
-            true => print(&manage::json(&render).to_string())?,
-            false => print(&render.id)?,
+    let accepted = Mutex::new(Vec::new());
+    let work = async {
+        let mut client = Client::connect(&args.connect).await?;
+        args.submit(&mut client, &asked, &request, &accepted).await?;
+        if !args.wait && args.files().is_empty() {
+            return Ok(());
         }
-        if !render.reason.is_empty() && !args.quiet {
-            tell(&format!("{} waits: {}", render.id, render.reason));
-        }
-        accepted.push((seed, render.id));
-    }
-    if !args.wait && args.files().is_empty() {
-        return Ok(());
-    }
-    let mut failed = None;
-    for (seed, id) in accepted {
-        // The others may still come out well.
-        if let Err(failure) = ended(&follow(&mut client, &id, args.quiet).await?) {
-            tell(&format!("gigasmith: {failure}"));
-            failed = Some(failure);
-            continue;
-        }
-        for (part, path) in args.files() {
-            let path = asked.seeds.file(path, seed);
-            save(&mut client, &id, part, &path, args.quiet).await?;
+        let accepted = accepted.lock().expect("no holder panics").clone();
+        args.follow(&mut client, &asked, accepted).await
+    };
+    tokio::select! {
+        done = work => done,
+        signal = interrupted() => {
+            signal.map_err(|e| Failure::render(format!("cannot listen for signals: {e}")))?;
+            let accepted = accepted.lock().expect("no holder panics").clone();
+            Err(args.left(&asked, &accepted))
         }
     }
-    failed.map_or(Ok(()), Err)
+}
+
+impl SubmitArgs {
+    /// Gives the farm a render for each seed, and notes which it has accepted.
+    async fn submit(
+        &self,
+        client: &mut Client,
+        asked: &Asked,
+        request: &RenderRequest,
+        accepted: &Mutex<Vec<Accepted>>,
+    ) -> Result<(), Failure> {
+        for &seed in &asked.seeds.0 {
+            let id = match (&self.name, asked.seeds.0.len()) {
+                (None, _) => String::new(),
+                (Some(name), 1) => name.clone(),
+                (Some(name), _) => format!("{name}-{seed}"),
+            };
+            let settings = RenderRequest { seed, ..request.clone() };
+            let picture = asked.inputs.picture.as_ref();
+            let submission = v1::Submission {
+                id,
+                priority: self.priority,
+                settings: serde_json::to_string(&settings).expect("a request is plain data"),
+                plan: asked.inputs.plan.clone().unwrap_or_default(),
+                picture: picture.map(|p| v1::Size { width: p.size().width, height: p.size().height }),
+            };
+            let (render, warnings) = client.submit(submission, asked.inputs.picture.clone()).await?;
+            accepted.lock().expect("no holder panics").push(Accepted { seed, id: render.id.clone() });
+            warnings.iter().for_each(|w| tell(&format!("warning: {w}")));
+            match self.json {
+                true => print(&manage::json(&render).to_string())?,
+                false => print(&render.id)?,
+            }
+            if !render.reason.is_empty() && !self.quiet {
+                tell(&format!("{} waits: {}", render.id, render.reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows the renders to their ends, and writes what they made.
+    async fn follow(
+        &self,
+        client: &mut Client,
+        asked: &Asked,
+        accepted: Vec<Accepted>,
+    ) -> Result<(), Failure> {
+        let mut failed: Option<Failure> = None;
+        for Accepted { seed, id } in accepted {
+            // The others may still come out well.
+            if let Err(failure) = ended(&follow(client, &id, self.quiet).await?) {
+                if let Some(earlier) = failed.replace(failure) {
+                    tell(&format!("gigasmith: {earlier}"));
+                }
+                continue;
+            }
+            for (part, path) in self.files() {
+                let path = asked.seeds.file(path, seed);
+                save(client, &id, part, &path, self.quiet).await?;
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// What to say to somebody who waits no longer: how to get what was asked for.
+    fn left(&self, asked: &Asked, accepted: &[Accepted]) -> Failure {
+        let commands: Vec<String> = accepted
+            .iter()
+            .flat_map(|Accepted { seed, id }| {
+                self.files().into_iter().map(move |(part, path)| {
+                    let part = match part {
+                        v1::FetchedPart::Latents => " --part latents",
+                        v1::FetchedPart::Plan => " --part plan",
+                        _ => "",
+                    };
+                    let path = asked.seeds.file(path, *seed);
+                    format!("`gigasmith fetch {id}{part} -o {}`", quoted(&path.display().to_string()))
+                })
+            })
+            .collect();
+        let ids: Vec<&str> = accepted.iter().map(|a| a.id.as_str()).collect();
+        goes_on(&ids, &commands)
+    }
 }
 
 /// What workers call a model: a folder by its last name.

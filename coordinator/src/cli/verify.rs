@@ -7,6 +7,7 @@ use gigasmith_worker::cli::{DeviceArgs, DtypeArg};
 use gigasmith_worker::model::ModelSource;
 
 use super::failure::Failure;
+use super::files::{LATENTS, check_ending};
 use super::progress::Display;
 use super::worker;
 use super::{print, tell};
@@ -39,6 +40,7 @@ pub(super) struct VerifyArgs {
 pub(super) async fn run(args: VerifyArgs) -> Result<(), Failure> {
     let trace = Trace::read(&args.trace)?;
     if let Some(path) = &args.dump {
+        check_ending(path, LATENTS)?;
         check_writable(path)?;
         let record = args.trace.join("trace.safetensors").canonicalize().ok();
         if path.canonicalize().ok().is_some_and(|p| Some(p) == record) {

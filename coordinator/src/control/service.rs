@@ -59,9 +59,14 @@ fn status(error: JobError) -> Status {
             Status::data_loss(message)
         }
         JobError::Store(StoreError::Superseded { .. } | StoreError::Removed(_)) => Status::aborted(message),
-        JobError::Store(StoreError::Store { .. } | StoreError::Scratch(_)) | JobError::NotStored(_) => {
-            Status::unavailable(message)
-        }
+        JobError::Store(
+            StoreError::Store { .. }
+            | StoreError::Scratch(_)
+            | StoreError::Silent(_)
+            | StoreError::Unconditional { .. }
+            | StoreError::Undeletable(_),
+        )
+        | JobError::NotStored(_) => Status::unavailable(message),
         JobError::Bug(_) => Status::internal(message),
     }
 }

@@ -62,13 +62,19 @@ fn waits(entry: &Entry, scene: &Scene<'_>) -> String {
         return no_worker(entry, scene);
     }
     if entry.state == RenderState::Queued && scene.ahead >= scene.active {
-        return format!("{} renders are before it, and {} run at a time", scene.ahead, scene.active);
+        let ahead = match scene.ahead {
+            1 => "1 render is".to_owned(),
+            ahead => format!("{ahead} renders are"),
+        };
+        let runs = if scene.active == 1 { "runs" } else { "run" };
+        return format!("{ahead} before it, and {} {runs} at a time", scene.active);
     }
     match scene.depth {
         // All its tasks wait: the workers do others'.
-        Some((waiting, tasks)) if waiting > 0 && waiting == tasks && scene.ahead > 0 => {
-            format!("the workers are busy with the {} renders before it", scene.ahead)
-        }
+        Some((waiting, tasks)) if waiting > 0 && waiting == tasks && scene.ahead > 0 => match scene.ahead {
+            1 => "the workers are busy with the render before it".to_owned(),
+            ahead => format!("the workers are busy with the {ahead} renders before it"),
+        },
         _ => String::new(),
     }
 }

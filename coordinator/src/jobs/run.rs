@@ -11,12 +11,15 @@ use tracing::Instrument;
 
 use super::Jobs;
 use super::entry::Entry;
+use crate::disk::{self, Need};
+use crate::estimate;
 use crate::farm::{Lane, LaneOptions, TaskError};
 use crate::render::{Course, Live, Progress, RenderError, RenderInputs, Rendered, StageBegin, render_from};
 use crate::request::given_plans;
 use crate::spec::RenderSpec;
 use crate::store::{
-    Claim, Closed, Keeper, KeeperStart, Outputs, RenderRecord, Restored, StoreError, StoredState, Told,
+    Claim, Closed, Keeper, KeeperStart, Outputs, RenderRecord, RenderStore, Restored, StoreError,
+    StoredState, Told,
 };
 
 /// How long a last checkpoint may take when the coordinator ends.
@@ -143,6 +146,7 @@ async fn attempt_claimed(
         Some(stored) if stored.state.state == StoredState::Done => return Ok(()),
         Some(_) => {}
     }
+    check_room(store, spec, &record).map_err(Ended::Failed)?;
     let Restored { resumed, found, damage } = patiently(jobs, id, || store.restore(id, spec, &model)).await?;
     let from_start = resumed.at.is_none();
     let inputs = patiently(jobs, id, || store.inputs(&record, from_start)).await?;
@@ -198,6 +202,17 @@ async fn attempt_claimed(
         Closed::Lost(error) => return Err(error.into()),
     }
     stored
+}
+
+/// Fails when the disk of the scratch folder is certainly too small: before the first patch, not after the last.
+fn check_room(store: &RenderStore, spec: &RenderSpec, record: &RenderRecord) -> Result<(), String> {
+    let (size, format) = (spec.upscales.last().map_or(spec.base, |u| u.size), record.request.format);
+    let area = estimate::area(size);
+    let mut needs = vec![Need::scratch(area, format, store.scratch())];
+    needs.extend(store.folder().map(|folder| Need::store(area, format, folder, 1)));
+    let warnings = disk::check(&needs, &disk::System).map_err(|e| format!("{e} (of `gigasmith serve`)"))?;
+    warnings.iter().for_each(|warning| tracing::warn!(id = record.id, "{warning}"));
+    Ok(())
 }
 
 /// Stores what a render made, for as long as that takes.

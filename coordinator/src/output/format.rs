@@ -9,7 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     DziFormat, DziOptions, Embedded, FolderSink, ReadError, TiffCompression, TiffOptions, TiffVariant,
-    WriteError, read_settings_png, read_settings_tiff, write_atomically, write_dzi, write_png, write_tiff,
+    WriteError, destination, read_settings_png, read_settings_tiff, write_atomically, write_dzi, write_png,
+    write_tiff,
 };
 use crate::raster::Levels;
 use crate::view::read_settings_dzi;
@@ -87,8 +88,18 @@ impl<'de> Deserialize<'de> for Quality {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// No known ending.
-    #[error("output {0} does not end in .png, .tif, .tiff or .dzi: these are written; name it {0}.png")]
-    Name(String),
+    #[error(
+        "output {name} does not end in .png, .tif, .tiff or .dzi, which are written{}: name it {proposed}",
+        jpeg_hint(*is_jpeg)
+    )]
+    Name {
+        /// As given.
+        name: String,
+        /// With an ending that is known.
+        proposed: String,
+        /// Whether it was to be a JPEG.
+        is_jpeg: bool,
+    },
     /// PNG has no JPEG in it.
     #[error("a PNG is always lossless: leave out --quality {0}, or write .tif or .dzi")]
     Quality(Quality),
@@ -118,7 +129,7 @@ impl Format {
             Some("png") => Kind::Png,
             Some("tif" | "tiff") => Kind::Tif,
             Some("dzi") => Kind::Dzi,
-            _ => return Err(FormatError::Name(path.display().to_string())),
+            other => return Err(unknown(path, other)),
         };
         Self::new(kind, quality)
     }
@@ -151,6 +162,26 @@ impl Format {
     }
 }
 
+/// Endings of pictures that are not written: what is meant is another format, not a file called `a.jpg.png`.
+const OTHER_PICTURES: [&str; 12] =
+    ["jpg", "jpeg", "jpe", "jxl", "webp", "gif", "bmp", "avif", "heic", "psd", "exr", "jp2"];
+
+fn jpeg_hint(is_jpeg: bool) -> &'static str {
+    if is_jpeg { " (the last three hold JPEG with --quality 90)" } else { "" }
+}
+
+fn unknown(path: &Path, ending: Option<&str>) -> FormatError {
+    let mut proposed = path.as_os_str().to_owned();
+    if ending.is_some_and(|e| OTHER_PICTURES.contains(&e)) {
+        proposed = path.with_extension("png").into_os_string();
+    } else {
+        proposed.push(".png");
+    }
+    let proposed = proposed.to_string_lossy().into_owned();
+    let is_jpeg = ending.is_some_and(|e| e.starts_with("jp") && e != "jp2");
+    FormatError::Name { name: path.display().to_string(), proposed, is_jpeg }
+}
+
 /// Writes a picture of a kind that is one file.
 pub fn write_file(
     file: impl Write + Seek,
@@ -178,6 +209,7 @@ pub fn write_picture(
         return write_atomically(path, |file| write_file(file, levels, embedded, format, written));
     }
     let mut attempt = || -> io::Result<()> {
+        let path = &destination(path)?;
         let name = path.file_stem().and_then(|n| n.to_str());
         let name = name.ok_or_else(|| io::Error::other("its name is not UTF-8; rename it"))?;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -213,9 +245,13 @@ mod tests {
         assert_eq!(of("a.tif", Some("85")), Ok((Kind::Tif, "85".into())));
         assert_eq!(of("b/a.dzi", None), Ok((Kind::Dzi, "90".into())));
         assert!(of("a.png", Some("85")).unwrap_err().contains("always lossless"));
-        for name in ["a.jpg", "a", ".png"] {
-            assert!(of(name, None).unwrap_err().contains(".dzi"), "{name}");
+        for (name, proposed) in
+            [("a.jpg", "name it a.png"), ("a", "name it a.png"), ("v1.2", "name it v1.2.png")]
+        {
+            let error = of(name, None).unwrap_err();
+            assert!(error.contains(".dzi") && error.contains(proposed), "{error}");
         }
+        assert!(of("a.jpeg", None).unwrap_err().contains("--quality") && of(".png", None).is_err());
         assert!("0".parse::<Quality>().is_err() && "101".parse::<Quality>().is_err());
         let format = Format { kind: Kind::Tif, quality: Quality::Jpeg(85) };
         let json = serde_json::to_string(&format).unwrap();

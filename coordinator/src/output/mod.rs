@@ -170,13 +170,41 @@ pub fn check_writable(path: &Path) -> Result<(), WriteError> {
     attempt.map(drop).map_err(|e| WriteError::new(path, e))
 }
 
-/// Where a file of this name really goes.
-fn destination(path: &Path) -> io::Result<PathBuf> {
-    match path.canonicalize() {
-        Ok(path) if path.is_dir() => Err(io::Error::other("it is a folder; give a file name")),
-        Ok(path) if !path.is_file() => Err(io::Error::other("it is no regular file")),
-        Ok(path) => Ok(path),
-        Err(_) => Ok(path.to_owned()),
+/// Links that are followed before they are taken for a circle.
+const MOST_LINKS: usize = 40;
+
+/// Where a file of this name really goes: links are followed, also to a file that is not there yet. Fails where
+/// none can be made.
+pub(crate) fn destination(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Ok(target) = path.read_link() else { return replaceable(path) };
+        // A relative one counts from the link's folder.
+        path = folder_of(&path).join(target);
+    }
+    Err(io::Error::other("it is a circle of links; remove it, or choose another name"))
+}
+
+/// A file that may be there is regular, and may be written to; its folder is there.
+fn replaceable(path: PathBuf) -> io::Result<PathBuf> {
+    match path.metadata() {
+        Ok(there) if there.is_dir() => Err(io::Error::other("it is a folder; give a file name")),
+        Ok(there) if !there.is_file() => Err(io::Error::other("it is no regular file; choose another name")),
+        Ok(there) if there.permissions().readonly() => Err(io::Error::other(
+            "it is there already and read-only; make it writable, or choose another name",
+        )),
+        Ok(_) => Ok(path),
+        Err(_) if !folder_of(&path).is_dir() => {
+            let folder = folder_of(&path);
+            let hint = match folder.components().next() {
+                Some(first) if first.as_os_str().to_string_lossy().starts_with('~') => {
+                    "; only a shell makes your home folder of `~`, and not within quotes: write it out"
+                }
+                _ => "",
+            };
+            Err(io::Error::other(format!("there is no folder {}{hint}", folder.display())))
+        }
+        Err(_) => Ok(path),
     }
 }
 
@@ -196,10 +224,21 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Names of so many bytes leave room for what makes them temporary; longer ones are cut, as no temporary name may
+/// be too long for a file system that the file's own name is not too long for.
+const ROOMY: usize = 120;
+
+/// What makes a name temporary: this, random characters, and an ending.
+const MARK: &str = ".gigasmith-";
+const PART: &str = ".part";
+const RANDOM: usize = 6;
+
 /// What a file's temporary names begin with, and end with.
 fn part_names(path: &Path) -> (String, &'static str) {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    (format!(".{name}.gigasmith-"), ".part")
+    let most = name.len().saturating_sub(".".len() + MARK.len() + RANDOM + PART.len()).max(ROOMY);
+    let end = (0..=most.min(name.len())).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
+    (format!(".{}{MARK}", &name[..end]), PART)
 }
 
 /// Removes what an earlier attempt at this file left when it was killed. A day old, it is nobody's.
@@ -222,11 +261,18 @@ fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let folder = folder_of(path);
     let (prefix, suffix) = part_names(path);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).suffix(suffix);
+    builder.prefix(&prefix).suffix(suffix).rand_bytes(RANDOM);
     // Files of this kind are private by default; a picture is as public as any new file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder)
+    // The name that it would have had says nothing to people.
+    builder.tempfile_in(folder).map_err(|e| {
+        let said = e.to_string();
+        io::Error::new(
+            e.kind(),
+            said.split_once(" at path ").map_or(said.clone(), |(reason, _)| reason.to_owned()),
+        )
+    })
 }
 
 /// Writes a latent (channels, height, width) as the tensor `latents` (1, channels, height, width), with
@@ -296,5 +342,54 @@ mod tests {
         let good = folder.path().join("a.png");
         check_writable(&good).unwrap();
         assert!(!good.exists());
+        let said = |path: &str| check_writable(&folder.path().join(path)).unwrap_err().to_string();
+        assert!(said("missing/a.png").contains("there is no folder"), "{}", said("missing/a.png"));
+        assert!(!said("missing/a.png").contains("gigasmith-"));
+        assert!(check_writable(Path::new("~/a.png")).unwrap_err().to_string().contains("write it out"));
+    }
+
+    #[test]
+    fn a_file_that_is_read_only_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        std::fs::write(&path, "old").unwrap();
+        let mut permissions = path.metadata().unwrap().permissions();
+        permissions.set_readonly(true);
+        std::fs::set_permissions(&path, permissions.clone()).unwrap();
+        assert!(check_writable(&path).unwrap_err().to_string().contains("read-only"));
+        assert!(write_bytes(&path, b"new").is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_also_to_what_is_not_there_yet() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("disk")).unwrap();
+        symlink("disk/real.png", at("link.png")).unwrap();
+        symlink("link.png", at("twice.png")).unwrap();
+        symlink("around.png", at("round.png")).unwrap();
+        symlink("round.png", at("around.png")).unwrap();
+        for text in [&b"first"[..], b"second"] {
+            write_bytes(&at("twice.png"), text).unwrap();
+            assert_eq!(std::fs::read(at("disk/real.png")).unwrap(), text);
+        }
+        assert!(at("link.png").is_symlink() && at("twice.png").is_symlink());
+        assert!(check_writable(&at("round.png")).unwrap_err().to_string().contains("circle"));
+    }
+
+    #[test]
+    fn the_longest_names_have_temporary_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in
+            ["a".repeat(251) + ".png", "\u{e9}".repeat(125) + ".png", "b".repeat(120), "c".repeat(100)]
+        {
+            let (prefix, suffix) = part_names(Path::new(&name));
+            assert!(prefix.len() + RANDOM + suffix.len() <= name.len().max(ROOMY + 23), "{name}");
+            write_bytes(&folder.path().join(&name), b"x").unwrap();
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
     }
 }

@@ -40,13 +40,16 @@
 
 mod blobs;
 mod claim;
+mod error;
 mod inventory;
 mod keeper;
 pub mod manifest;
 mod open;
 mod outputs;
 mod picture_file;
+mod probe;
 mod records;
+mod remedy;
 mod restore;
 
 use std::path::PathBuf;
@@ -59,12 +62,14 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use claim::{Claim, Owner};
+pub use error::StoreError;
 pub use inventory::{Inventory, Standing};
 pub use keeper::{Closed, Found, KeepOptions, Keeper, KeeperStart, Tallied, Tally};
 pub use manifest::BlobId;
 pub use open::{StoreUrlError, open, open_objects};
 pub use outputs::{Fetched, Outputs, Part, Piece, Told};
 pub use picture_file::PictureFile;
+pub use probe::Conditions;
 pub use records::{InputPicture, RenderRecord, StateRecord, StoredState, VERSION};
 pub use restore::Restored;
 
@@ -81,84 +86,6 @@ const SMALL: usize = 8 << 20;
 const FREE_IDS: u64 = 10_000;
 /// Parts on their way at a time.
 const PARTS_AT_A_TIME: usize = 4;
-
-/// Why the store could not do something.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The store itself.
-    #[error("the store failed at {path}: {source}{}", remedy(source))]
-    Store {
-        /// Which object.
-        path: String,
-        /// The store's reason.
-        source: object_store::Error,
-    },
-    /// An object that is not what it should be.
-    #[error("{path} in the store is damaged: {reason}")]
-    Damaged {
-        /// Which object.
-        path: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The id is another render's.
-    #[error("there is a render `{0}` already: choose another name")]
-    Taken(String),
-    /// A removal of a render of that id broke off.
-    #[error(
-        "`{0}` was removed, but not all of it is gone: `gigasmith renders rm {0}` again, or choose another name"
-    )]
-    Remains(String),
-    /// The scratch folder failed, where pictures under way lie.
-    #[error("the picture under way cannot be kept: {0}; --scratch names another folder")]
-    Scratch(std::io::Error),
-    /// Somebody newer has taken over.
-    #[error("another coordinator has taken over {what} (epoch {epoch}, {owner}): this one stops")]
-    Superseded {
-        /// The render, or the store.
-        what: String,
-        /// The newer epoch.
-        epoch: u64,
-        /// Whose it is.
-        owner: String,
-    },
-    /// It was removed while it was worked on.
-    #[error("{0} was removed from the store while it was worked on")]
-    Removed(String),
-    /// It is of a later version.
-    #[error("{path} in the store: {reason}")]
-    Version {
-        /// Which object.
-        path: String,
-        /// Both versions.
-        reason: String,
-    },
-}
-
-/// What to do about a failure of the store; empty when nothing comes to mind.
-fn remedy(error: &object_store::Error) -> &'static str {
-    let said = error.to_string();
-    let says = |words: &[&str]| words.iter().any(|w| said.contains(w));
-    match () {
-        // Where a cloud's machines ask for theirs.
-        () if says(&["169.254.169.254", "metadata.google.internal"]) && says(&["GCS"]) => {
-            "; no credentials were found: set GOOGLE_APPLICATION_CREDENTIALS"
-        }
-        () if says(&["169.254.169.254"]) && says(&["Azure"]) => {
-            "; no credentials were found: set AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN"
-        }
-        () if says(&["169.254.169.254"]) => {
-            "; no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        }
-        () if says(&["ExpiredToken"]) => "; the credentials have expired: renew them",
-        () if says(&["NoSuchBucket", "ContainerNotFound"]) => "; make the bucket, or mend the URL",
-        () if says(&["SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied"]) => {
-            "; the credentials are wrong, or may not do that"
-        }
-        () if says(&["No space left"]) => "; make room there",
-        () => "",
-    }
-}
 
 /// A render that is to be stored.
 #[derive(Debug, Clone)]
@@ -228,6 +155,11 @@ impl RenderStore {
         Self { scratch, ..self }
     }
 
+    /// The folder, where it is one.
+    pub fn folder(&self) -> Option<&std::path::Path> {
+        self.folder.as_deref()
+    }
+
     /// Where pictures under way lie: in the store's own folder, or, where it has none, in the system's.
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
@@ -267,13 +199,6 @@ impl RenderStore {
         }
         // Aborts by itself what it cannot finish.
         parts.finish().await.map(|_| ()).map_err(fail)
-    }
-
-    /// Fails when nothing can be written: before a model is loaded, not after.
-    pub async fn probe(&self, owner: &Owner) -> Result<(), StoreError> {
-        let path = self.root.clone().join("coordinator").join(format!("probe-{}", owner.incarnation));
-        self.write(&path, "gigasmith was here").await?;
-        self.delete(&path).await
     }
 
     /// Creates an object that nobody has created before: whether it did.
@@ -364,7 +289,8 @@ impl RenderStore {
             self.create_render(&record, inputs).await?;
             return Ok(record);
         }
-        for number in order..order + FREE_IDS {
+        let first = self.free_number().await?;
+        for number in first..first.saturating_add(FREE_IDS) {
             record.id = format!("r{number}");
             match self.create_render(&record, inputs).await {
                 Err(StoreError::Taken(_) | StoreError::Remains(_)) => {}
@@ -373,6 +299,13 @@ impl RenderStore {
             }
         }
         Err(StoreError::Taken(record.id))
+    }
+
+    /// The number after the largest that an id `rN` has: renders with names of their own take none.
+    async fn free_number(&self) -> Result<u64, StoreError> {
+        let ids = self.ids().await?;
+        let numbers = ids.iter().filter_map(|id| id.strip_prefix('r')?.parse::<u64>().ok());
+        Ok(numbers.filter(|n| *n < u64::MAX - FREE_IDS).max().unwrap_or(0) + 1)
     }
 
     fn input_path(&self, id: &str, hash: &str) -> Path {

@@ -147,9 +147,10 @@ impl Outputs {
         }
         let file = self.file(written).map_err(|e| WriteError::new(path, self.scratch.explain(&e)))?;
         write_atomically(path, |out| {
-            for at in (0..file.length).step_by(SMALL) {
-                out.write_all(&file.part(at)?)?;
-                written(at / SMALL as u64, file.length / SMALL as u64)?;
+            let parts = file.length.div_ceil(SMALL as u64);
+            for part in 0..parts {
+                out.write_all(&file.part(part * SMALL as u64)?)?;
+                written(part + 1, parts)?;
             }
             Ok(())
         })

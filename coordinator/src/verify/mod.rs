@@ -39,6 +39,17 @@ pub enum VerifyError {
     /// The trace is not readable, or not whole.
     #[error(transparent)]
     Trace(#[from] TraceError),
+    /// It is of another model.
+    #[error(
+        "the trace was recorded with another model: its text has {recorded} numbers for each token, this model's \
+         {ours}; pass --model with the one it was recorded with"
+    )]
+    OtherModel {
+        /// Width of the recorded text.
+        recorded: usize,
+        /// Width of the model's.
+        ours: usize,
+    },
     /// A task failed.
     #[error(transparent)]
     Render(#[from] RenderError),
@@ -110,6 +121,12 @@ impl Replay<'_> {
         let case = self.trace.case();
         let encode = async |prompt: &str| encode_text(&self.lane, prompt).await.map_err(RenderError::from);
         let ours = encode(&case.prompt).await?;
+        let recorded = self.trace.tensor("prompt_embeds").and_then(|t| t.array.shape().last().copied());
+        if let (Some(recorded), Some(&width)) = (recorded, ours.states.shape().last())
+            && recorded != width
+        {
+            return Err(VerifyError::OtherModel { recorded, ours: width });
+        }
         let negative = match &case.negative_prompt {
             _ if case.guidance_scale <= 1.0 => None,
             None if self.model.force_zeros_for_empty_prompt => {

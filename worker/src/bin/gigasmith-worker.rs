@@ -9,12 +9,14 @@ use gigasmith_worker::log::{self, LogFormat};
 use gigasmith_worker::memory::Blocks;
 use gigasmith_worker::session::Ended;
 use gigasmith_worker::settings::{self, Rules};
+use gigasmith_worker::signals;
 
 /// Computes patches for a gigasmith coordinator.
 #[derive(Debug, Parser)]
 #[command(name = "gigasmith-worker", version, after_help = AFTER)]
 struct Cli {
-    /// Settings file; gigasmith.toml in the working folder unless given.
+    /// Settings file; gigasmith.toml in the working folder unless given. One that is not named may name a
+    /// coordinator only if it is your own file, and secrets only beside it.
     #[arg(long, value_name = "FILE.toml")]
     config: Option<std::path::PathBuf>,
     /// How log lines look (RUST_LOG says which there are).
@@ -27,7 +29,7 @@ struct Cli {
 const RULES: Rules = Rules { own_table: Some("worker"), ..Rules::EMPTY };
 
 const AFTER: &str = "Every flag may also come from the environment (GIGASMITH_ and its name in capitals) or \
-from a TOML file.\n\nSIGTERM and Ctrl-C drain: the worker finishes what it has, then ends. Exit codes: 0 drained, \
+from a TOML file.\n\nSIGTERM, SIGHUP and Ctrl-C drain: the worker finishes what it has, then ends. Exit codes: 0 drained, \
 2 wrong arguments, 3 the model cannot be used, 4 a file cannot be read, 7 the coordinator refuses, 130 \
 interrupted.";
 
@@ -38,16 +40,19 @@ static ALLOCATOR: Blocks = Blocks;
 #[tokio::main]
 async fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
-    let command = match settings::apply(Cli::command(), &args, &RULES) {
-        Ok(command) => command,
+    let settings::Applied { command, warnings } = match settings::apply(Cli::command(), &args, &RULES) {
+        Ok(applied) => applied,
         Err(error) => return fail(&error, 2),
     };
+    for warning in warnings {
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
     let cli = match Cli::from_arg_matches(&command.get_matches_from(args)) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
     log::begin("error,gigasmith_worker=info", cli.log_format, "gigasmith-worker");
-    let asks = match cli::signals() {
+    let asks = match signals::asks() {
         Ok(asks) => asks,
         Err(error) => return fail(&error, 1),
     };

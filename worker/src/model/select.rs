@@ -35,15 +35,19 @@ impl FromStr for DeviceChoice {
             device: name.to_owned(),
             reason: "unknown; use `auto`, `cpu`, `cuda`, `cuda:N` or `metal`".into(),
         };
-        match name {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            "metal" => Ok(Self::Metal),
-            _ => {
-                let index = name.strip_prefix("cuda:").ok_or_else(unknown)?;
-                index.parse().map(Self::Cuda).map_err(|_| unknown())
-            }
+        let lower = name.to_ascii_lowercase();
+        let (kind, index) = match lower.split_once(':') {
+            None => (&lower[..], None),
+            Some((kind, index)) => (kind, Some(index.parse().map_err(|_| unknown())?)),
+        };
+        match (kind, index) {
+            ("auto", None) => Ok(Self::Auto),
+            ("cpu", None | Some(0)) => Ok(Self::Cpu),
+            // What an Apple GPU is called in PyTorch.
+            ("metal" | "mps", None | Some(0)) => Ok(Self::Metal),
+            ("gpu", None | Some(0)) if cfg!(feature = "metal") => Ok(Self::Metal),
+            ("cuda" | "nvidia" | "gpu", index) => Ok(Self::Cuda(index.unwrap_or(0))),
+            _ => Err(unknown()),
         }
     }
 }
@@ -226,7 +230,14 @@ mod tests {
             assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
         }
         assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
-        for name in ["gpu", "cuda:", "cuda:x", ""] {
+        for (other, device) in
+            [("CUDA:1", "cuda:1"), ("nvidia", "cuda:0"), ("mps", "metal"), ("cpu:0", "cpu")]
+        {
+            assert_eq!(other.parse::<DeviceChoice>().unwrap().to_string(), device);
+        }
+        let gpu = if cfg!(feature = "metal") { DeviceChoice::Metal } else { DeviceChoice::Cuda(0) };
+        assert_eq!("gpu".parse::<DeviceChoice>().unwrap(), gpu);
+        for name in ["tpu", "cuda:", "cuda:x", "cpu:1", "auto:0", ""] {
             let error = name.parse::<DeviceChoice>().unwrap_err().to_string();
             assert!(error.contains("use `auto`"), "{error}");
         }

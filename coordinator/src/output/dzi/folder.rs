@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::super::WriteError;
+use super::super::{WriteError, destination};
 use super::{DziSink, check_name, descriptor_path, files_folder, notes_path};
 
 /// Writes a picture into a folder under one name.
@@ -145,9 +145,21 @@ fn unknown(path: &str) -> io::Error {
 /// Fails when a Deep Zoom picture of this name (`NAME.dzi`) could not take its place, because the folder of
 /// its tiles holds something else: before hours of work, not after.
 pub fn check_replaceable(path: &Path) -> Result<(), WriteError> {
-    let name = path.file_stem().and_then(|n| n.to_str()).unwrap_or_default();
-    let checked = check_name(name).and_then(|()| check_tiles(&path.with_file_name(files_folder(name))));
-    checked.map_err(|e| WriteError::new(path, e))
+    let check = || -> io::Result<()> {
+        let path = destination(path)?;
+        let name = path.file_stem().and_then(|n| n.to_str()).unwrap_or_default();
+        check_name(name)?;
+        check_tiles(&path.with_file_name(files_folder(name)))?;
+        // The longest name that it takes on the way; those of file systems differ in how long they may be.
+        let longest = path.with_file_name(part_of(&notes_path(name)));
+        match longest.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Err(io::Error::other(
+                "its name is too long for those of the files beside it: choose a shorter one",
+            )),
+            _ => Ok(()),
+        }
+    };
+    check().map_err(|e| WriteError::new(path, e))
 }
 
 /// Browsers save pages with folders of such names.
@@ -260,6 +272,15 @@ mod tests {
         let error = FolderSink::new(folder.path(), "a").unwrap_err().to_string();
         assert!(error.contains("logo.png"), "{error}");
         assert_eq!(names(folder.path()), ["a_files"]);
+    }
+
+    #[test]
+    fn a_name_that_leaves_no_room_for_its_files_is_found_early() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |length: usize| check_replaceable(&folder.path().join("a".repeat(length) + ".dzi"));
+        assert!(check(200).is_ok());
+        let error = check(250).unwrap_err().to_string();
+        assert!(error.contains("too long"), "{error}");
     }
 
     #[test]

@@ -1,14 +1,32 @@
 //! The program as a user meets it: the built binary, its files, its messages and exit codes.
 
+mod bucket;
+mod files;
+mod settings;
+mod stores;
+mod typed;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
+/// The program in a folder, without variables of the one who runs the tests.
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gigasmith"));
+    let ours = |name: &str| ["GIGASMITH_", "AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| name.starts_with(p));
+    for (name, _) in std::env::vars().filter(|(name, _)| ours(name) && name != "GIGASMITH_ISA") {
+        command.env_remove(name);
+    }
+    command.current_dir(folder).args(args);
+    command
+}
+
 fn gigasmith(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gigasmith"))
-        .current_dir(folder)
-        .args(args)
-        .output()
-        .expect("the binary starts")
+    command(folder, args).output().expect("the binary starts")
+}
+
+/// Exit code, and what was said on standard error.
+fn ended(output: Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 fn rendered(folder: &Path, args: &[&str]) -> String {
@@ -19,9 +37,8 @@ fn rendered(folder: &Path, args: &[&str]) -> String {
 }
 
 fn refused(folder: &Path, args: &[&str], code: i32, words: &[&str]) {
-    let output = gigasmith(folder, args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    let (ended, said) = ended(gigasmith(folder, args));
+    assert_eq!(ended, Some(code), "{args:?}: {said}");
     words.iter().for_each(|w| assert!(said.contains(w), "{args:?}: `{w}` is missing in: {said}"));
 }
 
