@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::cli::{DeviceArgs, DtypeArg};
-use gigasmith_worker::model::{BatchChoice, DeviceChoice, ModelSource};
+use gigasmith_worker::model::{BatchChoice, DeviceChoice, ModelSource, Variant};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
@@ -52,6 +52,10 @@ pub(super) struct ResumeArgs {
     /// begun with unless given.
     #[arg(long, value_name = "N")]
     batch: Option<BatchChoice>,
+    /// Which weights to take where the model has several: auto, fp16, bf16 or full. They must be those that the render
+    /// was begun with.
+    #[arg(long, value_enum, default_value_t, value_name = "VARIANT")]
+    variant: Variant,
     #[command(flatten)]
     keep: KeepArgs,
     /// No progress.
@@ -66,6 +70,7 @@ pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(),
         device: args.device.unwrap_or(DeviceChoice::Auto),
         dtype: args.dtype,
         batch: args.batch.unwrap_or_default(),
+        variant: args.variant,
     };
     let flags = model.unwrap_or_default() + &worker::flags(&given) + &args.scratch.flag();
     open_existing(&args.store)?;
@@ -131,6 +136,7 @@ impl ResumeArgs {
             device: device.unwrap_or(DeviceChoice::Auto),
             dtype: self.dtype.or(dtype),
             batch: batch.unwrap_or_default(),
+            variant: self.variant,
         }
     }
 }

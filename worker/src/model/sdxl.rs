@@ -16,7 +16,9 @@ use super::files::ModelFiles;
 use super::guidance::resolve_blocks;
 use super::hub::{self, HubOptions};
 use super::kernels::{self, working_dtype};
+use super::layout::{self, Variant};
 use super::norms::Norms;
+use super::pocket;
 use super::predictor::{Checked, Predictor, Row, Running};
 use super::select::{BatchChoice, DeviceChoice, candle_dtype, dtype_for, numeric_class};
 use super::source::ModelSource;
@@ -24,7 +26,6 @@ use super::tokenizer::Tokenizer;
 use super::unet::{Unet, pag_names};
 use super::vae::Vae;
 use super::weights::{Mode, Weights};
-use super::{layout, pocket};
 use crate::backend::{Backend, BackendError, Patch, Started};
 use crate::synthetic::Synthetic;
 
@@ -37,6 +38,8 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// How many patches go through the network together.
     pub batch: BatchChoice,
+    /// Which weight files to take where there are several: the same for all devices and number formats.
+    pub variant: Variant,
     /// How to reach the hub.
     pub hub: HubOptions,
 }
@@ -53,13 +56,12 @@ pub fn open(source: &ModelSource, options: &LoadOptions) -> Result<Box<dyn Backe
 pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<SdxlModel, LoadError> {
     let device = options.device.open()?;
     let dtype = dtype_for(&device, options.dtype);
-    let prefer_half = dtype != Dtype::F32;
     let files = match source {
         ModelSource::Pocket => ModelFiles::Embedded(pocket::FILES),
         ModelSource::Synthetic(_) => return Err(LoadError::UnknownSource(source.name())),
         ModelSource::Folder(path) => ModelFiles::Folder(path.clone()),
         ModelSource::Hub { id, revision } => {
-            ModelFiles::Folder(hub::fetch(&options.hub, id, revision.as_deref(), prefer_half)?)
+            ModelFiles::Folder(hub::fetch(&options.hub, id, revision.as_deref(), options.variant)?)
         }
     };
     if let ModelFiles::Folder(path) = &files
@@ -67,7 +69,9 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<SdxlModel, Lo
     {
         return Err(LoadError::NotAModel(path.clone()));
     }
-    SdxlModel::open(&files, source.name(), device, (dtype, options.batch))
+    // The embedded model has one kind of weights, whatever is wanted of others.
+    let variant = if *source == ModelSource::Pocket { Variant::Auto } else { options.variant };
+    SdxlModel::open(&files, source.name(), device, (dtype, options.batch, variant))
 }
 
 /// The text encoders while they are placed.
@@ -98,17 +102,15 @@ impl SdxlModel {
         files: &ModelFiles,
         name: String,
         device: Device,
-        (dtype, batch): (Dtype, BatchChoice),
+        (dtype, batch, variant): (Dtype, BatchChoice, Variant),
     ) -> Result<Self, LoadError> {
         let index = ModelIndex::read(files)?;
         let presets = PresetFile::read(files)?;
         let schedule = read_schedule(files)?;
         let configs = Configs::read(files)?;
-        let prefer_half = dtype != Dtype::F32;
-        let open = |i: usize| {
-            let (folder, stem) = layout::WEIGHTED[i];
-            Weights::open(files, folder, stem, prefer_half)
-        };
+        layout::check(&|path| files.exists(path), variant)
+            .map_err(|error| LoadError::Variant { model: name.clone(), error })?;
+        let open = |i: usize| Weights::open(files, layout::WEIGHTED[i], variant);
         let weights = [open(0)?, open(1)?, open(2)?, open(3)?];
         let tokenizer = |folder: &str, config: &TextConfig| {
             Tokenizer::load(files, folder, config.max_positions, config.vocab_size)
