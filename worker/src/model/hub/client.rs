@@ -24,6 +24,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often a thing is asked for before it is given up.
 pub(super) const TRIES: u32 = 5;
 
+/// What a request is for.
+enum Ask {
+    /// What the hub says of a file, asked for in this way.
+    Description(Method),
+    /// What it has, or a part of it.
+    Content(Option<String>),
+}
+
 /// A connection to the hub, for one model.
 pub(super) struct Client<'a> {
     runtime: Runtime,
@@ -71,7 +79,7 @@ impl<'a> Client<'a> {
         url.set_query(Some("blobs=true"));
         self.retried(FILE_LIST, tries, || {
             self.block_on(async {
-                let response = succeed(self.send(Method::GET, &url, None).await?)?;
+                let response = succeed(self.send(&Ask::Content(None), &url).await?)?;
                 read_info(&self.body(response).await?).map_err(Problem::Garbled)
             })
         })
@@ -90,10 +98,10 @@ impl<'a> Client<'a> {
         let url = self.file_url(commit, file);
         self.retried(file, TRIES, || {
             self.block_on(async {
-                let mut response = self.send(Method::HEAD, &url, None).await?;
+                let mut response = self.send(&Ask::Description(Method::HEAD), &url).await?;
                 if matches!(response.status().as_u16(), 405 | 501) {
                     // A mirror that knows no HEAD. What it begins to send is left unread.
-                    response = self.send(Method::GET, &url, None).await?;
+                    response = self.send(&Ask::Description(Method::GET), &url).await?;
                 }
                 let meta = read_meta(response.status(), response.headers(), commit).map_err(Problem::Garbled);
                 if response.status().is_redirection() { meta } else { succeed(response).and(meta) }
@@ -104,7 +112,7 @@ impl<'a> Client<'a> {
     /// Begins to download: from byte `from` on, where it is above 0 and the server can.
     pub(super) fn open(&self, url: &Url, from: u64) -> Result<Response, Problem> {
         let range = (from > 0).then(|| format!("bytes={from}-"));
-        let response = self.block_on(self.send(Method::GET, url, range.as_deref()))?;
+        let response = self.block_on(self.send(&Ask::Content(range), url))?;
         if response.status().as_u16() == 416 { Ok(response) } else { succeed(response) }
     }
 
@@ -175,9 +183,13 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends a request and follows where the answers point. `HEAD` stops at an answer that describes a file which
-    /// lies elsewhere: what it says counts.
-    async fn send(&self, method: Method, url: &Url, range: Option<&str>) -> Result<Response, Problem> {
+    /// Sends a request and follows where the answers point. Who wants a description stops at an answer that has one of
+    /// a file which lies elsewhere: what it says counts.
+    async fn send(&self, ask: &Ask, url: &Url) -> Result<Response, Problem> {
+        let (method, range) = match ask {
+            Ask::Description(method) => (method, &None),
+            Ask::Content(range) => (&Method::GET, range),
+        };
         let mut url = url.clone();
         for _ in 0..=MOST_REDIRECTS {
             let mut request =
@@ -201,7 +213,9 @@ impl<'a> Client<'a> {
             let next = target(&url, response.headers())?;
             let describes = |name: &str| response.headers().contains_key(name);
             let is_elsewhere = next.origin() != url.origin();
-            if method == Method::HEAD && (describes("x-linked-etag") || (is_elsewhere && describes("etag"))) {
+            if matches!(ask, Ask::Description(_))
+                && (describes("x-linked-etag") || (is_elsewhere && describes("etag")))
+            {
                 return Ok(response);
             }
             url = next;
@@ -270,7 +284,9 @@ fn http(network: &Network) -> Result<reqwest::Client, HubError> {
 /// The header with the token, and a word where anybody on the way can read it.
 fn header(options: &HubOptions, hub: &Url) -> Result<Option<HeaderValue>, HubError> {
     let Some(token) = &options.token else { return Ok(None) };
-    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+    let value = HeaderValue::from_str(&format!("Bearer {token}")).ok();
+    let is_plain = token.chars().all(|c| c.is_ascii_graphic());
+    let mut value = value.filter(|_| is_plain).ok_or_else(|| {
         HubError::setting(
             "HF_TOKEN (or the file of the stored token)",
             "the token has characters that cannot be sent; a token is letters, digits and `_`: copy it again",

@@ -45,50 +45,51 @@ impl Wanted<'_> {
     /// Fetches it. The caller holds its lock.
     pub(super) fn fetch(&self, client: &Client<'_>) -> Result<(), HubError> {
         let mut progress = Progress::new(self.file, self.size, self.is_shown);
-        let mut part = Part::open(Self::partial(self.blob)).map_err(|e| self.failed(client, e.into(), 1))?;
-        let (mut fruitless, mut furthest, mut spoilt) = (0, part.length, false);
+        let disk = |error: io::Error| Problem::from(error).explain(client.subject, self.file, 1);
+        let mut part = Part::open(Self::partial(self.blob)).map_err(disk)?;
+        for is_last in [false, true] {
+            self.complete(client, &mut part, &mut progress)?;
+            if self.checksum.is_met(&part.path).map_err(disk)? {
+                return part.finish(self.blob).map_err(disk);
+            }
+            // Perhaps what was there before was damaged: a machine that lost power keeps a file's length and not its
+            // bytes.
+            part.restart().map_err(disk)?;
+            if !is_last {
+                tracing::warn!("{} is not what its hash says; fetching it again", self.file);
+            }
+        }
+        let reason = "what comes is not what its hash says, twice: something on the way changes it";
+        Err(Problem::Garbled(reason.into()).explain(client.subject, self.file, 1))
+    }
+
+    /// Connects until the part is as long as it should be, or it gets no further.
+    fn complete(
+        &self,
+        client: &Client<'_>,
+        part: &mut Part,
+        progress: &mut Progress,
+    ) -> Result<(), HubError> {
+        let (mut fruitless, mut furthest) = (0, part.length);
         loop {
-            let problem = match self.attempt(client, &mut part, &mut progress) {
-                Ok(()) if self.is_right(&part).map_err(|e| self.failed(client, e.into(), 1))? => {
-                    return part.finish(self.blob).map_err(|e| self.failed(client, e.into(), 1));
-                }
-                // Perhaps the part was: a machine that lost power keeps a file's length and not its bytes.
-                Ok(()) if !spoilt => {
-                    tracing::warn!("{} is not what its hash says; fetching it again", self.file);
-                    spoilt = true;
-                    part.restart().map_err(|e| self.failed(client, e.into(), 1))?;
-                    furthest = 0;
-                    continue;
-                }
-                Ok(()) => {
-                    let _ = part.restart();
-                    Problem::Garbled(
-                        "what comes is not what its hash says, twice; something on the way changes it".into(),
-                    )
-                }
-                Err(problem) => problem,
-            };
+            let Err(problem) = self.attempt(client, part, progress) else { return Ok(()) };
             fruitless = if part.length > furthest { 0 } else { fruitless + 1 };
             furthest = furthest.max(part.length);
             if !problem.passes() || fruitless >= TRIES {
-                return Err(self.failed(client, problem, fruitless));
+                return Err(match problem {
+                    Problem::Transport(reason) if furthest > 0 => {
+                        let reason = format!(
+                            "it broke off at byte {furthest}: {reason} ({fruitless} tries); start again to go on from \
+                             there"
+                        );
+                        Problem::Garbled(reason).explain(client.subject, self.file, 1)
+                    }
+                    other => other.explain(client.subject, self.file, fruitless),
+                });
             }
-            tracing::debug!(
-                ?problem,
-                file = self.file,
-                at = part.length,
-                "the download broke off; going on with it"
-            );
+            tracing::debug!(?problem, file = self.file, at = part.length, "the download broke off; going on");
             client.pause(&problem, fruitless);
         }
-    }
-
-    fn failed(&self, client: &Client<'_>, problem: Problem, tries: u32) -> HubError {
-        problem.explain(client.subject, self.file, tries)
-    }
-
-    fn is_right(&self, part: &Part) -> io::Result<bool> {
-        self.checksum.is_met(&part.path)
     }
 
     /// Brings the part as far as one connection does. `Ok` when it is as long as it should be.
