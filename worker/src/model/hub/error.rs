@@ -198,7 +198,8 @@ impl Problem {
     pub(super) fn passes(&self) -> bool {
         match self {
             Self::Status(status, _) => matches!(status, 408 | 425 | 429 | 500..=599),
-            Self::Transport(_) => true,
+            // Who is not trusted now will not be in a moment.
+            Self::Transport(reason) => !reason.contains("invalid peer certificate"),
             Self::Garbled(_) | Self::Disk(_) => false,
         }
     }
