@@ -67,6 +67,12 @@ pub enum VariantError {
         /// What to do.
         remedy: String,
     },
+    /// A component has no weights at all.
+    #[error("{file} is missing; a model has the layout of the public SDXL repositories, with safetensors")]
+    Missing {
+        /// What they would be called.
+        file: String,
+    },
     /// A component has no weights that can be used.
     #[error("{component} has no {wanted} weights; what there is: {there}; {remedy}")]
     Component {
@@ -119,6 +125,9 @@ pub(crate) fn check(exists: &dyn Fn(&str) -> bool, variant: Variant) -> Result<(
     for part in WEIGHTED {
         if weights(exists, part, variant).is_none() {
             let there = others(exists, part);
+            if there.is_empty() {
+                return Err(VariantError::Missing { file: format!("{}/{}.safetensors", part.0, part.1) });
+            }
             let wanted = if variant == Variant::Full { "full" } else { "safetensors" };
             return Err(VariantError::Component {
                 component: part.0,
@@ -343,7 +352,7 @@ mod tests {
             "{other}"
         );
         assert!(
-            checked(&[], Variant::Auto).unwrap_err().contains("what there is: none; a model has the layout")
+            checked(&[], Variant::Auto).unwrap_err().starts_with("text_encoder/model.safetensors is missing")
         );
         for (endings, variant) in [(".bf16.safetensors", Variant::Auto), (".bf16.safetensors", Variant::Bf16)]
         {

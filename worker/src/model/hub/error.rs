@@ -1,7 +1,7 @@
 //! Why a model could not be fetched, and what to do about it.
 
 use super::options::shown;
-use crate::model::layout::VariantError;
+use crate::model::layout::{Variant, VariantError};
 
 /// Why a model could not be fetched. What a server says is shown escaped; a token never.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ pub enum HubError {
     /// The network is not to be touched, and the cache does not have the model.
     #[error(
         "`{id}` (revision {revision}) is not complete in the cache {cache} and HF_HUB_OFFLINE is set; \
-         {missing} is missing; fetch it once with a connection{hint}"
+         {missing} is missing; fetch it once with a connection{}", other_variant(*.here)
     )]
     Offline {
         /// The repository.
@@ -46,8 +46,8 @@ pub enum HubError {
         cache: String,
         /// What is missing.
         missing: String,
-        /// What else could be done, as a phrase (empty for nothing).
-        hint: String,
+        /// Another variant that the cache has.
+        here: Option<Variant>,
     },
     /// No answer.
     #[error(
@@ -62,8 +62,8 @@ pub enum HubError {
     },
     /// The hub has a bad day.
     #[error(
-        "the hub at {endpoint} cannot send {file} of `{id}` now: it answered with status {status}{tries}; try \
-         again later{remedy}"
+        "the hub at {endpoint} cannot send {file} of `{id}` now: it answered with status {status}{}; try \
+         again later{}", times(*.tries), remedy(*.status)
     )]
     Busy {
         /// Address of the hub.
@@ -74,10 +74,8 @@ pub enum HubError {
         file: String,
         /// The HTTP status.
         status: u16,
-        /// How often it was asked, as a phrase (empty for once).
-        tries: String,
-        /// What would help, as a phrase (empty for nothing).
-        remedy: &'static str,
+        /// How often it was asked.
+        tries: u32,
     },
     /// The cache folder cannot be used.
     #[error("the cache {cache} cannot be used: {reason}; set HF_HOME to a folder you can write to")]
@@ -166,6 +164,18 @@ pub(super) fn bytes(n: u64) -> String {
     }
 }
 
+fn times(tries: u32) -> String {
+    if tries > 1 { format!(" ({tries} tries)") } else { String::new() }
+}
+
+fn remedy(status: u16) -> &'static str {
+    if status == 429 { ", or set HF_TOKEN: the limits of known users are higher" } else { "" }
+}
+
+fn other_variant(here: Option<Variant>) -> String {
+    here.map_or(String::new(), |v| format!(", or use --variant {}, which is here", v.as_str()))
+}
+
 /// What is asked of whom, for messages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subject<'a> {
@@ -207,25 +217,19 @@ impl Problem {
     /// What it means for the user, when `file` was asked for the `tries`th time.
     pub(super) fn explain(self, subject: Subject<'_>, file: &str, tries: u32) -> HubError {
         let (endpoint, id) = (shown(subject.endpoint), subject.id.to_owned());
-        let times = if tries > 1 { format!(" ({tries} tries)") } else { String::new() };
         match self {
             Self::Status(status @ (401 | 403), _) => HubError::Refused { endpoint, id, status },
             Self::Status(404, _) if file == FILE_LIST => {
                 HubError::Unknown { endpoint, id, revision: subject.revision.to_owned() }
             }
             Self::Status(status, _) if self.passes() => {
-                let remedy = if status == 429 {
-                    ", or set HF_TOKEN: the limits of known users are higher"
-                } else {
-                    ""
-                };
-                HubError::Busy { endpoint, id, file: file.to_owned(), status, tries: times, remedy }
+                HubError::Busy { endpoint, id, file: file.to_owned(), status, tries }
             }
             Self::Status(status, _) => {
                 let reason = format!("the hub at {endpoint} answered with status {status}");
                 HubError::Transfer { id, file: file.to_owned(), reason }
             }
-            Self::Transport(reason) => HubError::Unreachable { endpoint, reason: reason + &times },
+            Self::Transport(reason) => HubError::Unreachable { endpoint, reason: reason + &times(tries) },
             Self::Garbled(reason) => HubError::Transfer { id, file: file.to_owned(), reason },
             Self::Disk(error) => {
                 HubError::Transfer { id, file: file.to_owned(), reason: format!("the disk: {error}") }

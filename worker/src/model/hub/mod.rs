@@ -121,23 +121,22 @@ impl Fetch<'_> {
                 }
                 Some(missing) => (missing.clone(), self.other_variant(&cached)),
             },
-            None => ("the model".to_owned(), String::new()),
+            None => ("the model".to_owned(), None),
         };
         Err(HubError::Offline {
             id: self.id.to_owned(),
             revision: self.revision.to_owned(),
             cache: self.options.cache.display().to_string(),
             missing: missing.0,
-            hint: missing.1,
+            here: missing.1,
         })
     }
 
-    /// Another variant that the cache has, as a phrase.
-    fn other_variant(&self, cached: &Cached) -> String {
+    /// Another variant that the cache has.
+    fn other_variant(&self, cached: &Cached) -> Option<Variant> {
         let all = [Variant::Full, Variant::Fp16, Variant::Bf16];
         let is_here = |v: &Variant| self.cache.missing(&cached.commit, cached.files.as_ref(), *v).is_none();
-        let other = all.into_iter().find(|v| *v != self.variant && is_here(v));
-        other.map_or(String::new(), |v| format!(", or use --variant {}, which is here", v.as_str()))
+        all.into_iter().find(|v| *v != self.variant && is_here(v))
     }
 
     /// Where nobody wrote down what the repository holds, the choice of weights may not be what it will be elsewhere.
