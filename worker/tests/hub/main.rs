@@ -1,6 +1,8 @@
 //! Fetching from a hub: a stand-in with the public hub's addresses, headers and, where wanted, bad habits; caches in
 //! temporary folders; and every way it can go wrong.
 
+#![allow(clippy::print_stderr)] // what is skipped is said
+
 mod cache;
 mod download;
 mod environment;
