@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use gigasmith_proto::domain::{Conditioning, Dtype, NoiseTask};
 use gigasmith_worker::backend::Backend;
-use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
+use gigasmith_worker::model::{
+    self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, Variant,
+};
 use reference::{Python, distance, make, median, noise, question};
 use serde_json::json;
 
@@ -68,6 +70,7 @@ fn main() -> anyhow::Result<()> {
         device: DeviceChoice::Cuda(0),
         dtype: Some(Dtype::F16),
         batch: BatchChoice::Patches(options.batch),
+        variant: Variant::Auto,
         hub: HubOptions::from_env(),
     };
     let mut model = model::load(&ModelSource::Folder(folder.clone()), &load)?;

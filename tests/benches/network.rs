@@ -17,7 +17,9 @@ use anyhow::Context;
 use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::memory::{self, Blocks};
-use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
+use gigasmith_worker::model::{
+    self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, Variant,
+};
 use gigasmith_worker::operators::Operator;
 use reference::{Python, distance, make, median, noise, question};
 use serde_json::{Value, json};
@@ -153,6 +155,7 @@ impl Bench {
             device: DeviceChoice::Cpu,
             dtype: self.dtype,
             batch: BatchChoice::Auto,
+            variant: Variant::Auto,
             hub: HubOptions::from_env(),
         };
         let mut model = model::load(&ModelSource::Folder(folder.clone()), &options)?;

@@ -21,7 +21,9 @@ use gigasmith_coordinator::spec::{
 };
 use gigasmith_proto::domain::ModelDescription;
 use gigasmith_worker::device::DeviceThread;
-use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
+use gigasmith_worker::model::{
+    self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, Variant,
+};
 use gigasmith_worker::session::SessionOptions;
 
 #[tokio::main]
@@ -33,6 +35,7 @@ async fn main() -> anyhow::Result<()> {
         device: DeviceChoice::Auto,
         dtype: None,
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_env(),
     };
     let device = DeviceThread::start(move || model::open(&ModelSource::Pocket, &options))?;

@@ -26,7 +26,9 @@ use gigasmith_coordinator::sampler::tiles::{Network, Tiling};
 use gigasmith_coordinator::sampler::units::{LatentSize, Window};
 use gigasmith_proto::domain::{Array, Rect, Task, TaskResult, TileRules, Wanted, WireDtype};
 use gigasmith_worker::device::DeviceThread;
-use gigasmith_worker::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource};
+use gigasmith_worker::model::{
+    self, BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, Variant,
+};
 use gigasmith_worker::session::SessionOptions;
 
 /// Luminance (ITU-R BT.601).
@@ -45,6 +47,7 @@ async fn main() -> anyhow::Result<()> {
         device: DeviceChoice::Auto,
         dtype: None,
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_env(),
     };
     let device = DeviceThread::start(move || model::open(&ModelSource::Pocket, &options))?;

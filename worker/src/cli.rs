@@ -8,7 +8,9 @@ use gigasmith_proto::text::check_name;
 
 use crate::connect::{ConnectArgs, ConnectError};
 use crate::device::{DeviceThread, StartError};
-use crate::model::{self, BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource};
+use crate::model::{
+    self, BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, Variant,
+};
 use crate::session::{self, Asks, Ended, SessionError, SessionOptions};
 
 /// Which device, and what it computes in.
@@ -24,6 +26,10 @@ pub struct DeviceArgs {
     /// number changes the result slightly: auto is 1 there, and a resumed render keeps its own.
     #[arg(long, default_value = "auto", value_name = "N")]
     pub batch: BatchChoice,
+    /// Which weights to take where a model has several: auto takes fp16 ones where there are any, else the full
+    /// ones. The same on every device, so that all workers with a model hold the same one.
+    #[arg(long, value_enum, default_value_t, value_name = "VARIANT")]
+    pub variant: Variant,
 }
 
 /// A number format as it is typed; also by the names that PyTorch has for it.
@@ -112,6 +118,7 @@ pub async fn start_device(source: ModelSource, args: &DeviceArgs) -> Result<Devi
         device: args.device,
         dtype: args.dtype.map(Dtype::from),
         batch: args.batch,
+        variant: args.variant,
         hub: HubOptions::from_env(),
     };
     let load = move || model::open(&source, &options);

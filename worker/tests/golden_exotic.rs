@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use gigasmith_proto::domain::{Array, Conditioning, NoiseTask, PagScale, PredictionType, TimestepSpacing};
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::model::{
-    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load,
+    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, Variant, load,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -43,6 +43,7 @@ fn open(folder: &Path, scratch: &Path) -> SdxlModel {
         device: DeviceChoice::Cpu,
         dtype: None,
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_lookup(|_| None),
     };
     load(&ModelSource::Folder(scratch.to_owned()), &options).unwrap()

@@ -10,7 +10,7 @@ mod recorded;
 use gigasmith_proto::domain::{Array, Conditioning, Dtype, NoiseTask, PagScale};
 use gigasmith_worker::backend::{Backend, BackendError};
 use gigasmith_worker::model::{
-    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load,
+    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, Variant, load,
 };
 use recorded::{Case, distance, divided, golden, largest_difference, picture, window};
 
@@ -19,6 +19,7 @@ fn options() -> LoadOptions {
         device: DeviceChoice::Cpu,
         dtype: None,
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_lookup(|_| None),
     }
 }

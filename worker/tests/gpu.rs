@@ -9,7 +9,7 @@ mod recorded;
 use gigasmith_proto::domain::{Array, Conditioning, Dtype, NoiseTask};
 use gigasmith_worker::backend::{Backend, Patch};
 use gigasmith_worker::model::{
-    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, load,
+    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, SdxlModel, Variant, load,
 };
 use recorded::{Case, distance, divided, golden, largest_difference, picture, window};
 
@@ -18,6 +18,7 @@ fn tiny(dtype: Dtype, batch: usize) -> SdxlModel {
         device: DeviceChoice::Cuda(0),
         dtype: Some(dtype),
         batch: BatchChoice::Patches(batch),
+        variant: Variant::Auto,
         hub: HubOptions::from_lookup(|_| None),
     };
     let source = ModelSource::parse(golden("tiny-sdxl").to_str().unwrap()).unwrap();

@@ -6,7 +6,9 @@ use std::process::Command;
 
 use gigasmith_proto::domain::{Array, Conditioning, NoiseTask, WireDtype};
 use gigasmith_worker::backend::Backend;
-use gigasmith_worker::model::{BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, load};
+use gigasmith_worker::model::{
+    BatchChoice, DeviceChoice, HubOptions, LoadOptions, ModelSource, Variant, load,
+};
 
 /// Set for a process that only writes its answers to this file.
 const ANSWERS: &str = "GIGASMITH_TEST_ANSWERS";
@@ -17,6 +19,7 @@ fn answers() -> (String, Vec<u32>) {
         device: DeviceChoice::Cpu,
         dtype: None,
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_lookup(|_| None),
     };
     let mut model = load(&ModelSource::Pocket, &options).unwrap();

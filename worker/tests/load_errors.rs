@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use gigasmith_proto::domain::{Array, Conditioning, Dtype, NoiseTask};
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::model::{
-    BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, load,
+    BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, Variant, load,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -47,6 +47,7 @@ fn open_as(folder: &Path, dtype: Option<Dtype>) -> Result<SdxlModel, LoadError> 
         device: DeviceChoice::Cpu,
         dtype,
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_lookup(|_| None),
     };
     load(&ModelSource::Folder(folder.to_owned()), &options)

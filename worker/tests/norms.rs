@@ -8,7 +8,7 @@ use gigasmith_proto::domain::{Array, Pixels, Rect, Task, TaskResult, TileRules, 
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::device::DeviceThread;
 use gigasmith_worker::model::{
-    BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, load,
+    BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, SdxlModel, Variant, load,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -18,6 +18,7 @@ fn open(source: ModelSource) -> SdxlModel {
         device: DeviceChoice::Cpu,
         dtype: None,
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_lookup(|_| None),
     };
     load(&source, &options).unwrap()

@@ -294,8 +294,8 @@ impl Keeping {
         let remove = self.command("renders rm", id);
         Err(match is_model {
             true => Failure::Model(format!(
-                "render `{id}` was begun with another model, device or dtype: {differences}; go on with those it \
-                 was begun with, or remove it: {remove}"
+                "render `{id}` was begun with another model, variant, device or dtype: {differences}; go on with those \
+                 it was begun with, or remove it: {remove}"
             )),
             false => Failure::usage(format!(
                 "render `{id}` was begun with other settings: {differences}; choose another --name, or remove it: \

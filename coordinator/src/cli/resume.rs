@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::cli::{DeviceArgs, DtypeArg};
-use gigasmith_worker::model::{BatchChoice, DeviceChoice, ModelSource};
+use gigasmith_worker::model::{BatchChoice, DeviceChoice, ModelSource, Variant};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
@@ -54,6 +54,10 @@ pub(super) struct ResumeArgs {
     /// begun with unless given.
     #[arg(long, value_name = "N")]
     batch: Option<BatchChoice>,
+    /// Which weights to take where the model has several: auto, fp16, bf16 or full. They must be those that the render
+    /// was begun with.
+    #[arg(long, value_enum, default_value_t, value_name = "VARIANT")]
+    variant: Variant,
     #[command(flatten)]
     keep: KeepArgs,
     /// No progress.
@@ -138,6 +142,7 @@ impl ResumeArgs {
             device: self.device.unwrap_or(DeviceChoice::Auto),
             dtype: self.dtype,
             batch: self.batch.unwrap_or_default(),
+            variant: self.variant,
         };
         model.unwrap_or_default() + &worker::flags(&given) + &self.scratch.flag()
     }
@@ -168,6 +173,7 @@ impl ResumeArgs {
             device: device.unwrap_or(DeviceChoice::Auto),
             dtype: self.dtype.or(dtype),
             batch: batch.unwrap_or_default(),
+            variant: self.variant,
         }
     }
 }

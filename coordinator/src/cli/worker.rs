@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gigasmith_proto::domain::Dtype;
 use gigasmith_worker::cli::{DeviceArgs, start_device};
-use gigasmith_worker::model::{BatchChoice, DeviceChoice, ModelSource};
+use gigasmith_worker::model::{BatchChoice, DeviceChoice, ModelSource, Variant};
 use gigasmith_worker::session::SessionOptions;
 
 use super::failure::Failure;
@@ -21,7 +21,11 @@ pub(super) fn flags(args: &DeviceArgs) -> String {
         BatchChoice::Auto => String::new(),
         batch => format!(" --batch {batch}"),
     };
-    device + &dtype.unwrap_or_default() + &batch
+    let variant = match args.variant {
+        Variant::Auto => String::new(),
+        variant => format!(" --variant {}", variant.as_str()),
+    };
+    device + &dtype.unwrap_or_default() + &batch + &variant
 }
 
 /// Loads a model, downloading it where need be, and starts a farm of one on it.

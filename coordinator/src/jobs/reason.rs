@@ -111,7 +111,8 @@ fn no_worker(entry: &Entry, scene: &Scene<'_>) -> String {
             spec.model.numeric_class, kind.model.numeric_class
         ),
         None => format!(
-            "the workers with `{name}` hold other weights than those the render was begun with ({})",
+            "the workers with `{name}` hold other weights than those the render was begun with ({}); start \
+             one with its --variant",
             first_hash(spec.model.fingerprints.iter().map(|(c, f)| (c.as_str(), f.as_str())))
         ),
     }

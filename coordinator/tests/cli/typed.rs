@@ -42,7 +42,6 @@ fn formats_and_devices_have_the_names_that_people_know() {
         assert!(read("a.png") == read("b.png"), "{name}");
     }
     refused(folder.path(), &quick(&["--dtype", "f64"]), 2, &["f64", "bf16"]);
-    #[cfg(not(feature = "cuda"))]
     refused(folder.path(), &quick(&["--device", "nvidia"]), 3, &["cuda:0", "built without it"]);
     refused(folder.path(), &quick(&["--device", "mps"]), 3, &["metal"]);
 }

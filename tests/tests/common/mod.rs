@@ -17,7 +17,7 @@ use gigasmith_proto::domain::{
 use gigasmith_worker::backend::{Backend, BackendError};
 use gigasmith_worker::device::DeviceThread;
 use gigasmith_worker::model::{
-    self, BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource,
+    self, BatchChoice, DeviceChoice, HubOptions, LoadError, LoadOptions, ModelSource, Variant,
 };
 use gigasmith_worker::session::SessionOptions;
 
@@ -33,6 +33,7 @@ pub(crate) fn farm_of(model: &str) -> EmbeddedFarm {
         device: DeviceChoice::Cpu,
         dtype: Some(Dtype::F32),
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_env(),
     };
     farm_with(move || model::open(&source, &options))

@@ -163,6 +163,14 @@ pub enum LoadError {
     /// The hub did not deliver.
     #[error(transparent)]
     Hub(#[from] super::hub::HubError),
+    /// The weights asked for are not there.
+    #[error("{model}: {error}")]
+    Variant {
+        /// The model's name.
+        model: String,
+        /// What there is, and what to do.
+        error: super::layout::VariantError,
+    },
     /// The tensor library failed while weights were put on the device.
     #[error("placing weights on the device failed: {0}")]
     Placement(String),

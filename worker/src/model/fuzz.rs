@@ -6,6 +6,7 @@ use safetensors::tensor::TensorView;
 
 use super::files::ModelFiles;
 use super::hub::HubOptions;
+use super::layout::Variant;
 use super::sdxl::{LoadOptions, load};
 use super::select::{BatchChoice, DeviceChoice};
 use super::source::ModelSource;
@@ -173,7 +174,7 @@ fn weights() {
         folder.with(which, bytes, |path| {
             let files = ModelFiles::Folder(path.to_owned());
             let component = FILES[which].split('/').next().unwrap();
-            let weights = match Weights::open(&files, component, "model", false) {
+            let weights = match Weights::open(&files, (component, "model"), Variant::Full) {
                 Ok(weights) => weights,
                 Err(error) => return refused(&error, path),
             };
@@ -217,6 +218,7 @@ fn models() {
         device: DeviceChoice::Cpu,
         dtype: None,
         batch: BatchChoice::Auto,
+        variant: Variant::Auto,
         hub: HubOptions::from_lookup(|_| None),
     };
     fuzz("models", corpus, LIMITS, move |which, bytes| {

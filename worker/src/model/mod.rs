@@ -35,7 +35,8 @@ mod vae;
 mod weights;
 
 pub use error::LoadError;
-pub use hub::{HubError, HubOptions};
+pub use hub::{HubError, HubOptions, Network};
+pub use layout::{Variant, VariantError};
 pub use sdxl::{LoadOptions, SdxlModel, load, open};
 pub use select::{BatchChoice, DeviceChoice};
 pub use source::ModelSource;

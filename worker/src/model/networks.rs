@@ -7,7 +7,7 @@ use super::describe::{Configs, TEXT, UNET, VAE};
 use super::error::LoadError;
 use super::files::ModelFiles;
 use super::kernels::{self, working_dtype};
-use super::layout;
+use super::layout::{self, Variant};
 use super::names::Naming;
 use super::unet::Unet;
 use super::vae::Vae;
@@ -33,16 +33,15 @@ impl Networks {
     pub(super) fn open(
         files: &ModelFiles,
         (device, dtype): (Device, DType),
-        prefer_half: bool,
+        variant: Variant,
     ) -> Result<Self, LoadError> {
         let configs = Configs::read(files)?;
         let open = |i: usize| {
-            let (folder, stem) = layout::WEIGHTED[i];
             let naming = match i {
                 UNET | VAE => Naming::Image,
                 text => Naming::Text { projected: text == TEXT[1] },
             };
-            Weights::open(files, folder, stem, prefer_half)?.named(naming)
+            Weights::open(files, layout::WEIGHTED[i], variant)?.named(naming)
         };
         let networks = Self { weights: [open(0)?, open(1)?, open(2)?, open(3)?], device, dtype, configs };
         networks.text(Mode::Check)?;

@@ -16,8 +16,11 @@ use super::files::ModelFiles;
 use super::guidance::resolve_blocks;
 use super::hub::{self, HubOptions};
 use super::kernels;
+use super::kind;
+use super::layout::{self, Variant};
 use super::networks::{Networks, Text};
 use super::norms::Norms;
+use super::pocket;
 use super::predictor::{Checked, Predictor, Row, Running};
 use super::select::{BatchChoice, DeviceChoice, candle_dtype, dtype_for, numeric_class};
 use super::source::ModelSource;
@@ -25,7 +28,6 @@ use super::tokenizer::Tokenizer;
 use super::unet::pag_names;
 use super::vae::Vae;
 use super::weights::Mode;
-use super::{kind, pocket};
 use crate::backend::{Backend, BackendError, Patch, Started};
 use crate::synthetic::Synthetic;
 
@@ -38,6 +40,8 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// How many patches go through the network together.
     pub batch: BatchChoice,
+    /// Which weight files to take where there are several: the same for all devices and number formats.
+    pub variant: Variant,
     /// How to reach the hub.
     pub hub: HubOptions,
 }
@@ -54,13 +58,12 @@ pub fn open(source: &ModelSource, options: &LoadOptions) -> Result<Box<dyn Backe
 pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<SdxlModel, LoadError> {
     let device = options.device.open()?;
     let dtype = dtype_for(&device, options.dtype);
-    let prefer_half = dtype != Dtype::F32;
     let files = match source {
         ModelSource::Pocket => ModelFiles::Embedded(pocket::FILES),
         ModelSource::Synthetic(_) => return Err(LoadError::UnknownSource(source.name())),
         ModelSource::Folder(path) => ModelFiles::Folder(path.clone()),
         ModelSource::Hub { id, revision } => {
-            ModelFiles::Folder(hub::fetch(&options.hub, id, revision.as_deref(), prefer_half)?)
+            ModelFiles::Folder(hub::fetch(&options.hub, id, revision.as_deref(), options.variant)?)
         }
     };
     if let ModelFiles::Folder(path) = &files
@@ -68,7 +71,9 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<SdxlModel, Lo
     {
         return Err(kind::of_folder(path));
     }
-    SdxlModel::open(&files, source.name(), device, (dtype, options.batch))
+    // The embedded model has one kind of weights, whatever is wanted of others.
+    let variant = if *source == ModelSource::Pocket { Variant::Auto } else { options.variant };
+    SdxlModel::open(&files, source.name(), device, (dtype, options.batch, variant))
 }
 
 /// An SDXL model on a device.
@@ -91,13 +96,14 @@ impl SdxlModel {
         files: &ModelFiles,
         name: String,
         device: Device,
-        (dtype, batch): (Dtype, BatchChoice),
+        (dtype, batch, variant): (Dtype, BatchChoice, Variant),
     ) -> Result<Self, LoadError> {
         let index = ModelIndex::read(files)?;
         let presets = PresetFile::read(files)?;
         let schedule = read_schedule(files, index.scheduler)?;
-        let prefer_half = dtype != Dtype::F32;
-        let networks = Networks::open(files, (device, candle_dtype(dtype)), prefer_half)?;
+        layout::check(&|path| files.exists(path), variant)
+            .map_err(|error| LoadError::Variant { model: name.clone(), error })?;
+        let networks = Networks::open(files, (device, candle_dtype(dtype)), variant)?;
         let Networks { device, configs, weights, .. } = &networks;
         let tokenizer = |folder: &str, config: &TextConfig| {
             Tokenizer::load(files, folder, config.max_positions, config.vocab_size)

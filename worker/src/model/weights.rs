@@ -18,6 +18,7 @@ use safetensors::tensor::Metadata;
 
 use super::error::LoadError;
 use super::files::{Blob, ModelFiles};
+use super::layout::Variant;
 use super::names::Naming;
 
 /// Where a tensor lies.
@@ -53,18 +54,14 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Opens the weights in `folder` named `stem`: one file, or shards with an index, plain or in
-    /// the `fp16` variant. `prefer_half` decides which is taken where both exist.
+    /// Opens a component's weights, in (folder, stem): one file, or shards with an index, of the variant that is
+    /// wanted most of those there.
     pub(crate) fn open(
         files: &ModelFiles,
-        folder: &str,
-        stem: &str,
-        prefer_half: bool,
+        (folder, stem): (&str, &str),
+        variant: Variant,
     ) -> Result<Self, LoadError> {
-        let found = super::layout::candidates(stem, prefer_half)
-            .map(|name| format!("{folder}/{name}"))
-            .find(|path| files.exists(path));
-        let Some(path) = found else {
+        let Some(path) = super::layout::weights(&|path| files.exists(path), (folder, stem), variant) else {
             return Err(LoadError::MissingFile {
                 file: files.name(&format!("{folder}/{stem}.safetensors")),
                 remedy: "weights must be safetensors (one file, shards with an index, or the fp16 variant); \
@@ -355,7 +352,7 @@ mod tests {
     }
 
     fn open(files: &ModelFiles) -> Result<Weights, LoadError> {
-        Weights::open(files, "w", "model", false)
+        Weights::open(files, ("w", "model"), Variant::Full)
     }
 
     fn build(weights: &Weights) -> Result<Tensor, LoadError> {
