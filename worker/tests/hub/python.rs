@@ -1,5 +1,5 @@
-//! The hub's own client and this one share a cache. Needs Python with `huggingface_hub` (`GIGASMITH_TEST_PYTHON`, else
-//! `python3`); without it these tests say so and pass.
+//! The hub's own client and this one share a cache. Needs Python with `huggingface_hub`: `GIGASMITH_TEST_PYTHON` names
+//! the interpreter, else `python3` is tried and the tests skipped where it has not got it.
 
 use std::path::Path;
 use std::process::Command;
@@ -23,8 +23,14 @@ fn python(cache: &Path, hub: &str, script: &str) -> Option<String> {
     let script = format!(
         "import sys\ntry:\n import huggingface_hub as h\nexcept ImportError:\n sys.exit(42)\n{script}"
     );
-    let output = command.args(["-c", &script]).output().ok()?;
+    let output = match command.args(["-c", &script]).output() {
+        Ok(output) => output,
+        Err(error) if std::env::var_os("GIGASMITH_TEST_PYTHON").is_some() => panic!("{error}"),
+        Err(_) => return None,
+    };
     match output.status.code() {
+        // Whoever names one means it.
+        Some(42) if std::env::var_os("GIGASMITH_TEST_PYTHON").is_some() => panic!("no huggingface_hub there"),
         Some(42) => None,
         Some(0) => Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
         _ => panic!("{}", String::from_utf8_lossy(&output.stderr)),

@@ -115,17 +115,20 @@ fn random_prompts(count: usize) -> Vec<String> {
     (0..count).map(prompt).collect()
 }
 
-/// Ids from transformers 5 itself, by the Python that `GIGASMITH_PYTHON` names.
+/// Ids from transformers 5 itself, by the Python that `GIGASMITH_TEST_PYTHON` names, else `python3`.
 #[test]
 #[allow(clippy::print_stdout)]
 fn random_prompts_have_the_ids_of_the_reference() {
     use std::io::Write;
     use std::process::{Command, Stdio};
-    let python = std::env::var("GIGASMITH_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let named = std::env::var("GIGASMITH_TEST_PYTHON").ok();
+    let python = named.clone().unwrap_or_else(|| "python3".to_owned());
     let version = "import transformers; print(transformers.__version__)";
     let version = Command::new(&python).args(["-c", version]).output();
     let is_there = version.is_ok_and(|out| out.status.success() && out.stdout.starts_with(b"5."));
     if !is_there {
+        // Whoever names one means it.
+        assert!(named.is_none(), "{python} has no transformers 5");
         println!("skipped: {python} has no transformers 5");
         return;
     }
