@@ -1,7 +1,7 @@
 //! The coordinator of gigasmith: it owns the canvas and every sampling decision.
 //!
 //! [`render`] tells a render from spec to picture; [`sampler`] holds the method, pure; [`farm`] hands
-//! tasks to workers; [`output`] writes pictures; [`verify`] replays recorded traces through all of them;
+//! tasks to workers; [`input`] reads pictures and [`output`] writes them; [`verify`] replays recorded traces through all of them;
 //! [`cli`] is what a user types. `ARCHITECTURE.md` says what may depend on what.
 
 #[cfg(feature = "embedded-worker")]
@@ -11,6 +11,7 @@ pub mod control;
 pub mod embedded;
 pub mod estimate;
 pub mod farm;
+pub mod input;
 pub mod jobs;
 pub mod metrics;
 pub mod net;
