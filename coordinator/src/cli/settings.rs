@@ -13,7 +13,7 @@ use crate::output::Settings;
 use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::plan::{PlanFile, PlanFileError, PlanKind};
 use crate::sampler::tiles::VaeMode;
-use crate::spec::{RenderSpec, Rng};
+use crate::spec::Rng;
 
 /// The settings that `--from` brings.
 pub(super) const OF_A_PICTURE: &[&str] = &[

