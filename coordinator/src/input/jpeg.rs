@@ -230,9 +230,16 @@ fn decode(stream: &[u8], wanted: impl Fn(ColorSpace) -> ColorSpace) -> Result<(V
     Ok((decoder.decode().map_err(damaged)?, space))
 }
 
-/// Decodes a piece of a TIFF with the tables that all pieces share (TIFF Technical Note 2), colours as they
+/// Sides are padded to whole blocks of colours at half resolution.
+const PADDING: u32 = 16;
+
+/// Decodes a piece of a TIFF, of about this size, with the tables that all pieces share (TIFF Technical Note 2), colours as they
 /// are stored.
-pub(crate) fn decode_piece(tables: Option<&[u8]>, piece: &[u8]) -> Result<(ImageSize, Vec<u8>), String> {
+pub(crate) fn decode_piece(
+    tables: Option<&[u8]>,
+    piece: &[u8],
+    size: ImageSize,
+) -> Result<(ImageSize, Vec<u8>), String> {
     let rest = piece.strip_prefix(&[0xff, 0xd8]).ok_or("a JPEG piece does not begin as one")?;
     let mut stream = vec![0xff, 0xd8];
     if let Some(tables) = tables {
@@ -241,6 +248,11 @@ pub(crate) fn decode_piece(tables: Option<&[u8]>, piece: &[u8]) -> Result<(Image
     }
     stream.extend_from_slice(rest);
     let whole = Segments::of(&stream)?;
+    let found = whole.size();
+    if found.width > size.width.saturating_add(PADDING) || found.height > size.height.saturating_add(PADDING)
+    {
+        return Err(format!("it is damaged: it says {found} pixels"));
+    }
     decode(&whole.stream, |space| space).map(|(samples, _)| (whole.size(), samples))
 }
 

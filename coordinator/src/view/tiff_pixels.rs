@@ -15,13 +15,19 @@ use super::tiff_levels::{Shared, unreadable};
 use crate::input::colour::{ColourError, Model, ToSrgb};
 use crate::input::pixels::{Alpha, Converter, PixelLayout, Samples, of_bits, palette_rgb};
 use crate::input::{jpeg, taken_as_srgb};
+use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::units::ImageSize;
+
+/// Bytes of an index: 16 for each of 16 million pieces.
+const MOST_INDEX: usize = 256 << 20;
 
 pub(super) type Reader = Decoder<BufReader<Shared>>;
 
 /// A reader that takes a file's directory whatever its size: the index of a large picture has megabytes.
 pub(super) fn reader(file: Shared) -> Result<Reader, ViewError> {
-    Ok(Decoder::new(BufReader::new(file)).map_err(unreadable)?.with_limits(Limits::unlimited()))
+    let mut limits = Limits::unlimited();
+    limits.ifd_value_size = MOST_INDEX;
+    Ok(Decoder::new(BufReader::new(file)).map_err(unreadable)?.with_limits(limits))
 }
 
 /// How an image's pixels are stored, and what they mean.
@@ -132,7 +138,7 @@ impl TiffPixels {
             bits,
             channels: layout.channels(),
             planar,
-            pieces: width.div_ceil(piece_width.max(1)) * height.div_ceil(piece_height.max(1)),
+            pieces: pieces(ImageSize { width, height }, (piece_width, piece_height))?,
             ycc: matches!(colour, ColorType::YCbCr(_)),
             jpeg: method == ModernJPEG,
             tables,
@@ -250,7 +256,8 @@ impl TiffPixels {
         file.seek(SeekFrom::Start(self.offsets[piece]))?;
         file.take(self.bytes[piece]).read_to_end(&mut bytes)?;
         let broken = |reason: String| ViewError::Unreadable(format!("the TIFF's piece {piece}: {reason}"));
-        let (stored, samples) = jpeg::decode_piece(self.tables.as_deref(), &bytes).map_err(broken)?;
+        let (stored, samples) =
+            jpeg::decode_piece(self.tables.as_deref(), &bytes, self.piece).map_err(broken)?;
         let channels = if self.planar { 1 } else { self.channels };
         let fits = stored.width >= size.width && stored.height >= size.height;
         if !fits || samples.len() != stored.width as usize * stored.height as usize * channels {
@@ -267,6 +274,16 @@ impl TiffPixels {
     pub(super) fn is_tiled(&self) -> bool {
         self.tiled
     }
+}
+
+/// Pieces of a plane.
+fn pieces(size: ImageSize, (width, height): (u32, u32)) -> Result<u32, ViewError> {
+    let damaged = || ViewError::Unreadable("the TIFF is damaged: its pieces have no usual size".into());
+    if width == 0 || height == 0 || u64::from(width) * u64::from(height.min(size.height)) > MAX_AREA {
+        return Err(damaged());
+    }
+    let pieces = u64::from(size.width.div_ceil(width)) * u64::from(size.height.div_ceil(height));
+    u32::try_from(pieces).map_err(|_| damaged())
 }
 
 /// The samples of a pixel; `None` for what is not read.
