@@ -378,7 +378,7 @@ mod tests {
     fn wide_gamuts_come_back_as_littlecms_has_them() {
         let near = |a: &[u8], b: [u8; 3]| a.iter().zip(b).all(|(a, b)| a.abs_diff(b) <= 1);
         let p3 = turned(ColorProfile::new_display_p3(), Model::Rgb, &[81, 157, 62, 230, 230, 230]);
-        assert!(near(&p3[..3], [30, 160, 30]) && p3[3..] == [230; 3], "{p3:?}");
+        assert!(near(&p3[..3], [44, 159, 44]) && p3[3..] == [230; 3], "{p3:?}");
         let grey = turned(ColorProfile::new_gray_with_gamma(1.0), Model::Grey, &[0, 55, 255]);
         assert!(near(&grey[3..6], [128; 3]) && grey[..3] == [0; 3] && grey[6..] == [255; 3], "{grey:?}");
     }

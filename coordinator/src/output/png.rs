@@ -34,7 +34,6 @@ pub fn write_png(
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     encoder.set_compression(Compression::Balanced);
-    // With gAMA and cHRM, for readers that know no better (PNG, third edition, 11.3.2.5).
     encoder.set_source_srgb(SrgbRenderingIntent::Perceptual);
     add_text(&mut encoder, PARAMETERS, embedded.parameters.clone())?;
     add_text(&mut encoder, SETTINGS, embedded.json.clone())?;
@@ -128,7 +127,6 @@ mod tests {
             let texts: Vec<_> = reader.info().utf8_text.iter().map(|c| c.get_text().unwrap()).collect();
             assert_eq!(texts, [embedded().parameters, embedded().json, xmp::packet(&embedded())]);
             assert_eq!(reader.info().srgb, Some(SrgbRenderingIntent::Perceptual));
-            assert!(reader.info().gama_chunk.is_some() && reader.info().chrm_chunk.is_some());
             assert_eq!(reader.info().uncompressed_latin1_text[0].text, embedded().software);
         }
     }

@@ -24,6 +24,10 @@ mod tests {
     fn the_profile_says_srgb_and_no_time() {
         assert!(ToSrgb::of_icc(srgb_icc(), Model::Rgb).unwrap().is_same());
         assert!(srgb_icc().len() < 1024, "{}", srgb_icc().len());
+        assert_eq!(
+            blake3::hash(srgb_icc()).to_string(),
+            "911ee29c49d7a9b1dff98b1e5087b69c70de5110ec2bf875ab1053b81bdbc2fb"
+        );
         // The header's date (ICC.1:2022, 7.2.9).
         assert_eq!(srgb_icc()[24..36], [0x07, 0xd0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
     }

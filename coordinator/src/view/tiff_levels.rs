@@ -159,7 +159,8 @@ fn is_reduced(file: &Shared, directory: IfdPointer) -> bool {
     read().unwrap_or(false)
 }
 
-/// A camera's raw file begins like a TIFF, with a thumbnail.
+/// A camera's raw file begins like a TIFF, with a thumbnail. A chain of images that leads beyond the end is
+/// that of a file that was cut off.
 fn refuse_raw(file: &Shared) -> Result<(), ViewError> {
     /// DNGVersion; and compressions of Nikon, Sony, Pentax and Samsung.
     const DNG_VERSION: u16 = 50706;
@@ -167,7 +168,13 @@ fn refuse_raw(file: &Shared) -> Result<(), ViewError> {
     let mut directories = Directories::open(file.clone())?;
     let (mut at, mut found) = (directories.first, Vec::new());
     while at != 0 && found.len() < MOST_IMAGES {
-        let Ok((entries, next)) = directories.entries(at) else { break };
+        let (entries, next) = match directories.entries(at) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(ViewError::Unreadable("the TIFF is cut off: an image of it is missing".into()));
+            }
+            Err(_) => break,
+        };
         let below = entry(&entries, Tag::SubIfd.to_u16()).copied();
         found.push(entries);
         for place in below.and_then(|b| directories.integers(&b, 16).ok()).unwrap_or_default() {
