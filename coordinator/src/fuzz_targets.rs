@@ -3,10 +3,11 @@
 use std::io::{self, Cursor};
 
 use crate::fuzz::{Limits, Verdict, fuzz};
+use crate::input::{read_picture, read_settings};
 use crate::output::testing::{Memory, embedded};
 use crate::output::{
-    DziFormat, DziOptions, FolderSink, Settings, TiffCompression, TiffOptions, TiffVariant, read_picture,
-    read_settings, write_dzi, write_png, write_tiff,
+    DziFormat, DziOptions, FolderSink, Settings, TiffCompression, TiffOptions, TiffVariant, write_dzi,
+    write_png, write_tiff,
 };
 use crate::raster::Scratch;
 use crate::sampler::plan::{Geometry, Plan, PlanFile, PlanKind, StagePlanFile};
@@ -207,6 +208,28 @@ fn pngs() {
             Err(error) => refused(error),
             Ok(source) => look(&source),
         }
+    });
+}
+
+/// What cameras and other programs write, told apart by its bytes.
+#[test]
+fn pictures() {
+    use image::{DynamicImage, ImageFormat, RgbImage};
+    let picture = RgbImage::from_fn(40, 24, |x, y| image::Rgb([x as u8 * 6, y as u8 * 10, (x * y) as u8]));
+    let picture = DynamicImage::ImageRgb8(picture);
+    let formats =
+        [ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Png];
+    let encode = |format| {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    fuzz("pictures", formats.map(encode).to_vec(), LIMITS, move |_, bytes| {
+        let path = folder.path().join("a");
+        std::fs::write(&path, bytes).unwrap();
+        read_settings(&path).map(drop).or_else(refused)?;
+        read_picture(&path).map(drop).or_else(refused)
     });
 }
 

@@ -1,7 +1,7 @@
 //! The coordinator of gigasmith: it owns the canvas and every sampling decision.
 //!
 //! [`render`] tells a render from spec to picture; [`sampler`] holds the method, pure; [`farm`] hands
-//! tasks to workers; [`output`] writes pictures; [`verify`] replays recorded traces through all of them;
+//! tasks to workers; [`input`] reads pictures and [`output`] writes them; [`verify`] replays recorded traces through all of them;
 //! [`cli`] is what a user types. `ARCHITECTURE.md` says what may depend on what.
 
 #[cfg(feature = "embedded-worker")]
@@ -17,6 +17,7 @@ pub mod farm;
 mod fuzz;
 #[cfg(test)]
 mod fuzz_targets;
+pub mod input;
 pub mod jobs;
 pub mod metrics;
 pub mod net;

@@ -8,12 +8,13 @@ use gigasmith_proto::domain::{Identifier, WireDtype};
 use super::failure::Failure;
 use super::seeds::{Seeds, SeedsArg};
 use super::tell;
-use crate::output::{Settings, read_picture, read_settings};
+use crate::input::{Foreign, Origin, read_picture, read_settings};
+use crate::output::Settings;
 use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::plan::{PlanFile, PlanFileError, PlanKind};
 use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
-use crate::spec::{RenderSpec, Rng};
+use crate::spec::Rng;
 
 /// The settings that `--from` brings.
 pub(super) const OF_A_PICTURE: &[&str] = &[
@@ -162,16 +163,26 @@ impl PictureArgs {
 
     /// The same with a prompt for where none is given.
     pub(super) fn read_or(&self, prompt: Option<&str>) -> Result<Asked, Failure> {
-        let from = self.from.as_deref().map(read_spec).transpose()?;
+        let (from, foreign) = match self.from.as_deref() {
+            None => (None, Foreign::default()),
+            Some(path) => match read_settings(path)? {
+                Origin::Ours(json) => (Some(Settings::from_json(&json)?.spec), Foreign::default()),
+                Origin::Foreign(foreign) => (None, self.told(*foreign)),
+            },
+        };
         let given = self.prompt.clone().or(from.as_ref().map(|f| f.prompt.clone()));
+        let given = given.or(foreign.steps.map(|_| foreign.prompt.clone()));
         let prompt = given.or(prompt.map(str::to_owned));
         let prompt = prompt.ok_or_else(|| {
-            Failure::usage("no prompt: give --prompt TEXT, or --from a picture made before")
+            Failure::usage("no prompt: give --prompt TEXT (\"\" is enough with --image), or --from a picture made before")
         })?;
-        let picture = self.image.as_deref().map(read_picture).transpose()?;
+        let picture = self.image.as_deref().map(read_picture).transpose()?.map(|loaded| {
+            loaded.warnings.iter().for_each(|w| tell(&format!("warning: the image: {w}")));
+            loaded.picture
+        });
         let plan = self.plan_file.as_deref().map(read_plan).transpose()?;
         let seeds = match &self.seed {
-            None => Seeds(vec![from.as_ref().map_or(0, |f| f.seed)]),
+            None => Seeds(vec![from.as_ref().map(|f| f.seed).or(foreign.seed).unwrap_or(0)]),
             Some(asked) => asked.resolve(random),
         };
         if self.seed == Some(SeedsArg::Random) {
@@ -181,15 +192,15 @@ impl PictureArgs {
         let model_is_from_picture = self.model.is_none() && before.is_some();
         let request = RenderRequest {
             prompt,
-            negative_prompt: self.negative_prompt.clone(),
-            width: self.width,
-            height: self.height,
+            negative_prompt: self.negative_prompt.clone().or(foreign.negative_prompt),
+            width: self.width.or(foreign.size.map(|(width, _)| width)),
+            height: self.height.or(foreign.size.map(|(_, height)| height)),
             scale: self.scale,
             base: self.base,
             stages: self.stages.clone(),
-            steps: self.steps,
+            steps: self.steps.or(foreign.steps),
             slider: self.slider.clone(),
-            guidance_scale: self.guidance_scale,
+            guidance_scale: self.guidance_scale.or(foreign.guidance_scale),
             pag_scale: self.pag_scale,
             pag_blocks: self.pag_blocks.clone(),
             seed: seeds.0[0],
@@ -217,6 +228,23 @@ impl PictureArgs {
         };
         Ok(Asked { request, inputs: RequestInputs { picture, plan }, seeds, model_is_from_picture })
     }
+
+    /// Another program's settings, as far as they hold here, and says so. A size that was given wins, and a
+    /// picture has its own.
+    fn told(&self, foreign: Foreign) -> Foreign {
+        const GRID: u32 = 8;
+        let name = |name: &Option<String>| name.clone().unwrap_or("unknown".into());
+        tell(&format!(
+            "warning: the picture of --from carries no settings of gigasmith, but a text: its prompts, seed, steps, \
+             guidance scale and size are taken; its model ({}) and sampler ({}) are not, so the picture will differ",
+            name(&foreign.model),
+            name(&foreign.sampler)
+        ));
+        let sized = self.width.or(self.height).is_some() || self.scale.is_some() || !self.stages.is_empty();
+        let size = foreign.size.filter(|_| !sized && self.image.is_none());
+        let side = |pixels: u32| (pixels / GRID).max(1) * GRID;
+        Foreign { size: size.map(|(width, height)| (side(width), side(height))), ..foreign }
+    }
 }
 
 /// `WIDTHxHEIGHT`, in pixels.
@@ -232,16 +260,6 @@ fn read_size(text: &str) -> Result<ImageSize, String> {
 fn random() -> u64 {
     let Identifier(bytes) = Identifier::random();
     bytes.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
-}
-
-fn read_spec(path: &Path) -> Result<RenderSpec, Failure> {
-    let json = read_settings(path)?.ok_or_else(|| {
-        Failure::Input(format!(
-            "{} carries no settings of gigasmith: --from takes a .png, .tif or .dzi that it wrote",
-            path.display()
-        ))
-    })?;
-    Ok(Settings::from_json(&json)?.spec)
 }
 
 fn read_plan(path: &Path) -> Result<String, Failure> {

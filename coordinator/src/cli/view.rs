@@ -16,14 +16,15 @@ use crate::web;
 /// Arguments of `gigasmith view`.
 #[derive(Debug, Args)]
 pub(super) struct ViewArgs {
-    /// The picture: a .dzi, .tif or .png file, or one in a store, such as s3://bucket/harbour.dzi. (A coordinator
+    /// The picture: a .dzi, .tif, .png, .jpg or .webp file, or a .dzi, .tif or .png in a store, such as
+    /// s3://bucket/harbour.dzi. (A coordinator
     /// shows its renders, finished or not, on its own address.)
     #[arg(value_name = "FILE|URL")]
     picture: String,
     /// Address and port to listen on; port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Folder that a PNG is read into, on a disk with 4 bytes for each pixel: the system's unless given.
+    /// Folder that a picture without a pyramid is read into, on a disk with 4 bytes for each pixel: the system's unless given.
     #[arg(long, value_name = "FOLDER")]
     scratch: Option<PathBuf>,
 }

@@ -4,6 +4,9 @@
 //! Level 0 is one pixel, the last the whole picture. The order of writing is fixed: tiles from the largest
 //! level down, then the texts, then the descriptor, so that whoever finds a descriptor finds everything.
 //!
+//! Values are sRGB. PNG tiles say so; JPEG tiles do not: without a profile that is what every browser takes
+//! them for, and a profile would be a third of the bytes of a small tile.
+//!
 //! This file says what is written; where to is a [`DziSink`]: a folder ([`folder`]), or an object store.
 
 pub(crate) mod folder;
@@ -213,6 +216,7 @@ fn encode(tile: &Tile, format: DziFormat) -> io::Result<Vec<u8>> {
             let mut bytes = Vec::with_capacity(tile.rgb.len() / 2);
             let mut encoder = png::Encoder::new(&mut bytes, tile.size.width, tile.size.height);
             encoder.set_color(png::ColorType::Rgb);
+            encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
             encoder.set_compression(png::Compression::Balanced);
             let mut writer = encoder.write_header()?;
             writer.write_image_data(&tile.rgb)?;

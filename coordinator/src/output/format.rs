@@ -8,12 +8,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    DziFormat, DziOptions, Embedded, FolderSink, ReadError, TiffCompression, TiffOptions, TiffVariant,
-    WriteError, destination, read_settings_png, read_settings_tiff, write_atomically, write_dzi, write_png,
-    write_tiff,
+    DziFormat, DziOptions, Embedded, FolderSink, TiffCompression, TiffOptions, TiffVariant, WriteError,
+    destination, write_atomically, write_dzi, write_png, write_tiff,
 };
 use crate::raster::Levels;
-use crate::view::read_settings_dzi;
 
 /// Told how far writing is: parts done, and all. An error ends the writing.
 pub type Written<'a> = &'a mut dyn FnMut(u64, u64) -> io::Result<()>;
@@ -218,20 +216,9 @@ pub fn write_picture(
     attempt().map_err(|e| WriteError::new(path, e))
 }
 
-/// The settings' JSON of a picture that this program wrote, of any format; `None` when it carries none.
-pub fn read_settings(path: &Path) -> Result<Option<String>, ReadError> {
-    let read = match Format::of(path, None).map(|f| f.kind) {
-        Ok(Kind::Tif) => read_settings_tiff(path),
-        Ok(Kind::Dzi) => read_settings_dzi(path),
-        Ok(Kind::Png) | Err(_) => return read_settings_png(path),
-    };
-    read.map_err(|e| ReadError::new(path, e))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::testing::{Memory, embedded};
 
     #[test]
     fn names_stand_for_formats() {
@@ -259,17 +246,5 @@ mod tests {
             (json.as_str(), serde_json::from_str(&json).unwrap()),
             (r#"{"kind":"tif","quality":"85"}"#, format)
         );
-    }
-
-    #[test]
-    fn settings_come_back_from_every_format() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["a.png", "a.tif", "a.dzi"] {
-            let path = folder.path().join(name);
-            let format = Format::of(&path, None).unwrap();
-            write_picture(&path, &Memory::smooth(300, 200), &embedded(), format, &mut |_, _| Ok(())).unwrap();
-            assert_eq!(read_settings(&path).unwrap().as_ref(), Some(&embedded().json), "{name}");
-        }
-        assert!(read_settings(&folder.path().join("b.tif")).unwrap_err().to_string().contains("b.tif"));
     }
 }

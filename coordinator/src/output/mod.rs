@@ -1,4 +1,4 @@
-//! Pictures and latents on disk.
+//! Pictures and latents, written to disk.
 //!
 //! Nothing is ever half there under its final name: files are written beside it under a temporary
 //! name, renamed when whole, and synced with their folder. Files say nothing that varies from run to run.
@@ -9,12 +9,12 @@ mod format;
 mod jpeg;
 mod png;
 mod settings;
+pub(crate) mod srgb;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tiff;
-mod tiff_text;
 mod tiles;
-mod xmp;
+pub(crate) mod xmp;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,27 +22,19 @@ use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use gigasmith_proto::domain::Array;
-use image::{DynamicImage, ImageDecoder, ImageReader};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 
-pub(crate) use self::png::bounded_text;
-pub use self::png::{read_settings_png, write_png};
+pub use self::png::write_png;
 pub use dzi::folder::{FolderSink, check_replaceable};
 pub use dzi::{
     DziFormat, DziNotes, DziOptions, DziSink, descriptor, files_folder, max_level, notes_path, tile_path,
     write_dzi,
 };
-pub use format::{Format, FormatError, Kind, Quality, Written, read_settings, write_file, write_picture};
+pub use format::{Format, FormatError, Kind, Quality, Written, write_file, write_picture};
 pub(crate) use jpeg::encode_jpeg;
 pub use settings::{Embedded, Settings, SettingsError};
 pub use tiff::{TiffCompression, TiffOptions, TiffVariant, write_tiff};
-pub(crate) use tiff_text::TiffText;
-pub use tiff_text::read_settings_tiff;
-
-use crate::sampler::cascade::MAX_AREA;
-use crate::sampler::resize::Picture;
-use crate::sampler::units::ImageSize;
 
 /// The name of the tensor that holds latents.
 const LATENTS: &str = "latents";
@@ -73,31 +65,6 @@ impl ReadError {
     pub(crate) fn new(path: &Path, reason: impl ToString) -> Self {
         Self { path: path.to_owned(), reason: reason.to_string() }
     }
-}
-
-/// Reads a picture as 8-bit RGB, turned as its EXIF orientation says; transparency is dropped.
-pub fn read_picture(path: &Path) -> Result<Picture, ReadError> {
-    let read = || -> Result<DynamicImage, image::ImageError> {
-        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
-        let (width, height) = decoder.dimensions();
-        if u64::from(width) * u64::from(height) > MAX_AREA {
-            let message = format!("it is {width}x{height}, larger than 32768x32768 in all");
-            return Err(io::Error::other(message).into());
-        }
-        let orientation = decoder.orientation()?;
-        let mut image = DynamicImage::from_decoder(decoder)?;
-        image.apply_orientation(orientation);
-        Ok(image)
-    };
-    let image = read().map_err(|e| ReadError {
-        path: path.to_owned(),
-        reason: format!("{e}; PNG, JPEG, WebP, TIFF and BMP are read"),
-    })?;
-    let size = ImageSize { width: image.width(), height: image.height() };
-    if size.width == 0 || size.height == 0 {
-        return Err(ReadError { path: path.to_owned(), reason: format!("it is {size} pixels") });
-    }
-    Ok(Picture::new(size, image.into_rgb8().into_raw()))
 }
 
 /// A file that has its final name only once it is whole. A link is followed; what is there and no regular

@@ -1,14 +1,12 @@
-//! PNG: pixels by bands of rows, any size in the memory of a few rows, and the settings as text chunks.
+//! PNG: pixels by bands of rows, any size in the memory of a few rows, and the settings as text chunks and
+//! as XMP. Values are marked as sRGB.
 
-use std::fs::File;
-use std::io::{self, BufReader, Write};
-use std::path::Path;
+use std::io::{self, Write};
 
-use png::text_metadata::ITXtChunk;
-use png::{BitDepth, ColorType, Compression, Decoder, Encoder};
+use png::{BitDepth, ColorType, Compression, Encoder, SrgbRenderingIntent};
 
 use super::tiles::read_exactly;
-use super::{Embedded, ReadError};
+use super::{Embedded, xmp};
 use crate::raster::Levels;
 use crate::sampler::units::PixelRect;
 
@@ -16,6 +14,8 @@ use crate::sampler::units::PixelRect;
 const PARAMETERS: &str = "parameters";
 /// Keyword of the JSON that renders the picture again.
 const SETTINGS: &str = "gigasmith";
+/// Keyword of XMP, which other programs carry over into JPEG, WebP and TIFF.
+const XMP: &str = "XML:com.adobe.xmp";
 /// Rows read at once: about 16 MB of pixels.
 const BAND_BYTES: usize = 16 << 20;
 /// Compressed bytes in a chunk.
@@ -34,9 +34,11 @@ pub fn write_png(
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     encoder.set_compression(Compression::Balanced);
+    encoder.set_source_srgb(SrgbRenderingIntent::Perceptual);
     add_text(&mut encoder, PARAMETERS, embedded.parameters.clone())?;
     add_text(&mut encoder, SETTINGS, embedded.json.clone())?;
     encoder.add_text_chunk("Software".into(), embedded.software.clone())?;
+    encoder.add_itxt_chunk(XMP.into(), xmp::packet(embedded))?;
     let mut writer = encoder.write_header()?;
     let mut stream = writer.stream_writer_with_size(CHUNK)?;
     let band = (BAND_BYTES / (size.width as usize * 3)).clamp(1, 1024) as u32;
@@ -62,37 +64,14 @@ fn add_text<W: Write>(encoder: &mut Encoder<'_, W>, keyword: &str, text: String)
     Ok(added?)
 }
 
-/// The most that a compressed text may hold: a few bytes can stand for many.
-const LONGEST_TEXT: usize = 16 << 20;
-
-/// A text that may be compressed; `None` for one that is damaged or too long.
-pub(crate) fn bounded_text(chunk: &ITXtChunk) -> Option<String> {
-    let mut chunk = chunk.clone();
-    chunk.decompress_text_with_limit(LONGEST_TEXT).ok()?;
-    chunk.get_text().ok()
-}
-
-/// The settings' JSON of a PNG this program wrote; `None` when it carries none.
-pub fn read_settings_png(path: &Path) -> Result<Option<String>, ReadError> {
-    let read = || -> Result<Option<String>, png::DecodingError> {
-        let mut reader = Decoder::new(BufReader::new(File::open(path)?)).read_info()?;
-        reader.finish()?;
-        let info = reader.info();
-        let latin1 = info.uncompressed_latin1_text.iter().map(|c| (&c.keyword, Some(c.text.clone())));
-        let utf8 = info.utf8_text.iter().map(|c| (&c.keyword, bounded_text(c)));
-        Ok(latin1.chain(utf8).find(|(keyword, _)| *keyword == SETTINGS).and_then(|(_, text)| text))
-    };
-    let explained = |e: png::DecodingError| format!("{e}; a PNG that gigasmith wrote is needed");
-    read().map_err(|e| ReadError { path: path.to_owned(), reason: explained(e) })
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
 
     use super::super::testing::{Memory, embedded};
-    use super::super::{Settings, read_picture, write_atomically};
+    use super::super::{Settings, write_atomically};
     use super::*;
+    use crate::input::{Origin, read_picture, read_settings};
     use crate::raster::{Raster, Scratch};
     use crate::sampler::resize::Picture;
     use crate::sampler::units::ImageSize;
@@ -111,8 +90,8 @@ mod tests {
             let path = folder.path().join("a.png");
             let embedded = settings(prompt).embedded();
             write_atomically(&path, |file| write_png(file, &raster, &embedded, &mut |_, _| Ok(()))).unwrap();
-            assert_eq!(read_picture(&path).unwrap(), picture);
-            let json = read_settings_png(&path).unwrap().expect("settings were written");
+            assert_eq!(read_picture(&path).unwrap().picture, picture);
+            let Origin::Ours(json) = read_settings(&path).unwrap() else { panic!("settings were written") };
             assert_eq!(Settings::from_json(&json).unwrap(), settings(prompt));
         }
     }
@@ -141,12 +120,13 @@ mod tests {
             let picture = Memory::noise(width, height);
             let mut file = Vec::new();
             write_png(&mut file, &picture, &embedded(), &mut |_, _| Ok(())).unwrap();
-            let mut reader = Decoder::new(Cursor::new(&file)).read_info().unwrap();
+            let mut reader = png::Decoder::new(Cursor::new(&file)).read_info().unwrap();
             let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
             reader.next_frame(&mut rgb).unwrap();
             assert!(rgb == picture.rgb(0));
             let texts: Vec<_> = reader.info().utf8_text.iter().map(|c| c.get_text().unwrap()).collect();
-            assert_eq!(texts, [embedded().parameters, embedded().json]);
+            assert_eq!(texts, [embedded().parameters, embedded().json, xmp::packet(&embedded())]);
+            assert_eq!(reader.info().srgb, Some(SrgbRenderingIntent::Perceptual));
             assert_eq!(reader.info().uncompressed_latin1_text[0].text, embedded().software);
         }
     }

@@ -6,8 +6,8 @@
 //! the first that fits a tile.
 //!
 //! Offsets have 32 bits, which every reader knows, whenever the file is sure to stay below 4 GiB, and 64
-//! (BigTIFF) otherwise; that is decided from the size alone, before the first byte. No colour profile is
-//! embedded: as in our PNGs, values are sRGB, which is what readers assume.
+//! (BigTIFF) otherwise; that is decided from the size alone, before the first byte. Values are sRGB, and every
+//! level carries the profile that says so: readers open levels one by one.
 //!
 //! The bytes depend on the pixels, the texts and the options alone (on big-endian machines the byte order
 //! is theirs). Memory is a batch of tiles, plus 16 bytes a tile for the index.
@@ -27,6 +27,7 @@ use tiff::tags::{
 use tiff::tags::{SampleFormat, Tag, Type};
 
 use super::jpeg::{abbreviate, check_quality, encode_jpeg, subsampling};
+use super::srgb::srgb_icc;
 use super::tiles::{Grid, Tile, encode_in_order};
 use super::xmp;
 use crate::output::Embedded;
@@ -266,6 +267,7 @@ fn describe<W: Write + Seek, K: TiffKind>(
     directory.put(Tag::XResolution, Rational { n: 72, d: 1 })?;
     directory.put(Tag::YResolution, Rational { n: 72, d: 1 })?;
     directory.put(Tag::ResolutionUnit, ResolutionUnit::None)?;
+    directory.put(Tag::IccProfile, Opaque(srgb_icc()))?;
     directory.put(Tag::TileWidth, grid.tile)?;
     directory.put(Tag::TileLength, grid.tile)?;
     match compression {

@@ -79,7 +79,7 @@ fn texts_come_back() {
     for variant in [TiffVariant::Classic, TiffVariant::Big] {
         let bytes = written(&Memory::smooth(9, 9), DEFLATE, variant);
         let mut decoder = Decoder::new(Cursor::new(&bytes)).unwrap();
-        let text = crate::output::TiffText::read(&mut decoder).unwrap();
+        let text = crate::input::texts::Told::of(crate::input::texts::of_directories(Cursor::new(&bytes)));
         assert_eq!(text.parameters.unwrap(), embedded().parameters);
         assert_eq!(text.settings.unwrap(), embedded().json);
         assert_eq!(decoder.get_tag_ascii_string(Tag::Software).unwrap(), embedded().software);

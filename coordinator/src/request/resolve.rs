@@ -4,7 +4,7 @@
 use gigasmith_proto::domain::{ModelDescription, PAPER_SLIDER_SHARES};
 
 use super::{RenderRequest, RequestError, RequestInputs, few_steps};
-use crate::sampler::cascade::{Cascade, ModelSizes, SizeRequest, cut_off};
+use crate::sampler::cascade::{Cascade, CascadeError, ModelSizes, SizeRequest, cut_off, cut_share};
 use crate::sampler::plan::{Plan, PlanFile, PlanFileError, PlanKind, StagePlanFile};
 use crate::sampler::resize::Picture;
 use crate::sampler::schedule::Schedule;
@@ -50,6 +50,9 @@ pub fn resolve(
     request.check()?;
     let from = request.from.as_ref();
     let picture = inputs.picture.as_ref();
+    if let Some(from) = from {
+        check_inputs(from, inputs)?;
+    }
     let plan_file = inputs.plan.as_deref().map(read_plan).transpose()?;
     let mut warnings = Vec::new();
     let paper = request.paper.then_some(PAPER);
@@ -89,10 +92,11 @@ pub fn resolve(
     spec.check(model)?;
     let plans = plan_file.map(|file| plans(&file, &spec, model)).transpose()?;
     if let Some(from) = from {
-        check_origin(from, &spec, &mut warnings)?;
+        compare_origin(from, &spec, &mut warnings);
     }
     warnings.extend(remarks(&spec, model));
     warnings.extend(few_steps::remarks(&spec, model));
+    warnings.extend(picture.and_then(|p| fitted(p.size(), spec.upscales.last()?.size)));
     Ok(Resolved { spec, plans, warnings })
 }
 
@@ -139,26 +143,23 @@ fn pick<T>(given: Option<T>, paper: Option<T>, from: Option<T>, preset: T) -> T 
     given.or(paper).or(from).unwrap_or(preset)
 }
 
-/// What rendering a picture again needs and was not given, or what now differs.
-fn check_origin(
-    from: &RenderSpec,
-    spec: &RenderSpec,
-    warnings: &mut Vec<String>,
-) -> Result<(), RequestError> {
-    for (what, flag, before, now) in [
-        ("image", "--image", &from.image_hash, &spec.image_hash),
-        ("plan file", "--plan-file", &from.plan_hash, &spec.plan_hash),
-    ] {
-        match (before, now) {
-            (Some(_), None) => {
-                return Err(RequestError::Other(format!(
-                    "the picture was made with its own {what}: pass it with {flag}"
-                )));
-            }
-            (Some(before), Some(now)) if before != now => {
-                warnings.push(format!("this is another {what} than the one the picture was made with"));
-            }
-            _ => {}
+/// Fails when rendering a picture again needs what was not given.
+fn check_inputs(from: &RenderSpec, inputs: &RequestInputs) -> Result<(), RequestError> {
+    let missing = match (&from.image_hash, &from.plan_hash) {
+        (Some(_), _) if inputs.picture.is_none() => "from a picture: pass that with --image",
+        (_, Some(_)) if inputs.plan.is_none() => "with a plan file: pass that with --plan-file",
+        _ => return Ok(()),
+    };
+    Err(RequestError::Other(format!("the picture of --from was made {missing}")))
+}
+
+/// What differs from a picture made before.
+fn compare_origin(from: &RenderSpec, spec: &RenderSpec, warnings: &mut Vec<String>) {
+    for (what, before, now) in
+        [("image", &from.image_hash, &spec.image_hash), ("plan file", &from.plan_hash, &spec.plan_hash)]
+    {
+        if before.is_some() && before != now {
+            warnings.push(format!("this is another {what} than the one the picture was made with"));
         }
     }
     let (before, now) = (&from.model, &spec.model);
@@ -173,7 +174,6 @@ fn check_origin(
             "the picture was computed as {before}, this one as {now}: it may differ in the last bits"
         ));
     }
-    Ok(())
 }
 
 fn sizes(
@@ -202,7 +202,34 @@ fn sizes(
         latent_factor: model.latent_factor,
         default_scale: model.preset.scale.into(),
     };
-    Ok(Cascade::resolve(&wanted, model_sizes)?)
+    Cascade::resolve(&wanted, model_sizes).map_err(|error| match (picture, error) {
+        // Nobody gave this width.
+        (Some(picture), CascadeError::TooSmall { least, .. }) if wanted.width.or(wanted.height).is_none() => {
+            let size = picture.size();
+            let what = "which is too small at this scale";
+            RequestError::Other(format!("the picture is {size}, {what}: {least} pixels a side are needed"))
+        }
+        (_, error) => error.into(),
+    })
+}
+
+/// How a picture fits the size that it is rendered at, when worth a word.
+fn fitted(picture: ImageSize, last: ImageSize) -> Option<String> {
+    if last.width < picture.width || last.height < picture.height {
+        return Some(format!(
+            "the picture is {picture} and comes out smaller, {last}: without --width and --height, --scale enlarges it"
+        ));
+    }
+    let exact = u64::from(picture.width) * u64::from(last.height)
+        == u64::from(picture.height) * u64::from(last.width);
+    // What is more than a little is said of every base.
+    (!exact && cut_off(picture, last).is_none()).then(|| {
+        format!(
+            "the picture is {picture}, and {last} has another aspect (sides are multiples of the latent pixel): \
+             {:.1}% of it is cut off at the edges",
+            cut_share(picture, last) * 100.0
+        )
+    })
 }
 
 /// Sliders as given; else those of a picture made before, in proportion to the steps; else shares of the

@@ -2,7 +2,7 @@
 
 mod base;
 
-pub use base::cut_off;
+pub use base::{cut_off, cut_share};
 
 use super::units::ImageSize;
 

@@ -7,7 +7,7 @@ use gigasmith_proto::domain::{Array, ModelDescription};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use crate::output::read_picture;
+use crate::input::read_picture;
 use crate::sampler::cascade::Cascade;
 use crate::sampler::plan::{Geometry, Plan, PlanError, PlanKind, PlannedPatch};
 use crate::sampler::resize::Picture;
@@ -166,7 +166,8 @@ impl Trace {
         for name in ["base.png", "upsampled.png", "image.png"] {
             let path = folder.join(name);
             if path.exists() {
-                pictures.insert(name, read_picture(&path).map_err(|e| unreadable(name, e.to_string()))?);
+                let loaded = read_picture(&path).map_err(|e| unreadable(name, e.to_string()))?;
+                pictures.insert(name, loaded.picture);
             }
         }
         Ok(Self { case, tensors, pictures })

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use roxmltree::Document;
 
 use super::{Description, TileSource, ViewError};
-use crate::output::{DziNotes, files_folder, max_level, notes_path};
+use crate::output::{DziNotes, files_folder, max_level, notes_path, tile_path};
 use crate::sampler::units::ImageSize;
 
 /// Where the parts of a picture come from.
@@ -79,7 +79,40 @@ impl DziSource {
             parameters,
             settings,
         };
-        Ok(Self { description, extension: header.extension, mime: header.mime, fetch })
+        let source = Self { description, extension: header.extension, mime: header.mime, fetch };
+        source.check_tiles()?;
+        Ok(source)
+    }
+
+    /// A tile's path.
+    pub(crate) fn tile_path(&self, level: u32, column: u32, row: u32) -> String {
+        tile_path(&self.description.name, level, column, row, &self.extension)
+    }
+
+    /// Fails when a level has no tiles, or they are not what their name says: now, and not tile by tile.
+    fn check_tiles(&self) -> Result<(), ViewError> {
+        for level in (0..=self.description.max_level).rev() {
+            let path = self.tile_path(level, 0, 0);
+            let bytes = match self.fetch.get(&path) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(ViewError::Unreadable(format!(
+                        "its tile {path} is missing: copy the whole folder {}",
+                        files_folder(&self.description.name)
+                    )));
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let shown = bytes.starts_with(b"\xff\xd8\xff")
+                || bytes.starts_with(b"\x89PNG\r\n\x1a\n")
+                || bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP");
+            if !shown {
+                return Err(ViewError::Unreadable(format!(
+                    "its tile {path} is no JPEG, PNG or WebP: write the picture again"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -97,27 +130,11 @@ impl TileSource for DziSource {
         if u64::from(column) >= tiles(width) || u64::from(row) >= tiles(height) {
             return Err(missing);
         }
-        let path =
-            format!("{}/{level}/{column}_{row}.{}", files_folder(&self.description.name), self.extension);
-        match self.fetch.get(&path) {
+        match self.fetch.get(&self.tile_path(level, column, row)) {
             Ok(bytes) => Ok((bytes, self.mime)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing),
             Err(error) => Err(error.into()),
         }
-    }
-}
-
-/// The settings' JSON beside a Deep Zoom picture (`NAME.dzi`); `None` when there is none.
-pub fn read_settings_dzi(path: &Path) -> io::Result<Option<String>> {
-    let mut notes = path.as_os_str().to_owned();
-    notes.push(".json");
-    match fs::read(&notes) {
-        Ok(bytes) => {
-            let notes: DziNotes = serde_json::from_slice(&bytes)?;
-            Ok(Some(notes.settings.get().to_owned()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 
@@ -207,8 +224,6 @@ mod tests {
         assert_eq!((bytes, mime), (fs::read(folder.path().join("a_files/10/2_2.png")).unwrap(), "image/png"));
         assert!(matches!(source.tile(10, 3, 0), Err(ViewError::NoSuchTile { level: 10, column: 3, row: 0 })));
         assert!(matches!(source.tile(11, 0, 0), Err(ViewError::NoSuchTile { .. })));
-        assert_eq!(read_settings_dzi(&path).unwrap(), Some(embedded().json));
-        assert_eq!(read_settings_dzi(&folder.path().join("b.dzi")).unwrap(), None);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! A pyramid that is there: a picture under way, or one that was read as a whole.
 
 use std::io::{self, Read, Seek};
+use std::path::Path;
 use std::sync::Arc;
 
-use png::{ColorType, Transformations};
-
 use super::{Description, TileSource, ViewError};
-use crate::output::{bounded_text, encode_jpeg, max_level};
+use crate::input::png::PngFile;
+use crate::input::texts::Told;
+use crate::input::{read_picture, told};
+use crate::output::{encode_jpeg, max_level};
 use crate::raster::{Levels, Raster, Scratch};
 use crate::sampler::units::{ImageSize, PixelRect};
 
@@ -14,8 +16,6 @@ use crate::sampler::units::{ImageSize, PixelRect};
 const TILE: u32 = 256;
 /// Of tiles on their way to the viewer.
 const QUALITY: u8 = 90;
-/// Rows that are written at once.
-const ROWS: usize = 64;
 
 /// Tiles from a pyramid.
 pub struct LevelsSource {
@@ -26,38 +26,30 @@ pub struct LevelsSource {
 impl LevelsSource {
     /// A PNG, read as a whole into the scratch folder.
     pub fn open_png(file: impl Read + Seek, name: &str, scratch: &Scratch) -> Result<Self, ViewError> {
-        let unreadable =
-            |e: png::DecodingError| ViewError::Unreadable(format!("{name}.png cannot be shown: {e}"));
-        let mut decoder = png::Decoder::new(io::BufReader::with_capacity(1 << 20, file));
-        decoder.set_transformations(Transformations::normalize_to_color8());
-        let mut reader = decoder.read_info().map_err(unreadable)?;
-        if reader.info().interlaced {
-            let reason = "it is interlaced: write it again without";
-            return Err(ViewError::Unreadable(format!("{name}.png cannot be shown: {reason}")));
-        }
-        let size = ImageSize { width: reader.info().width, height: reader.info().height };
+        let unreadable = |e: String| ViewError::Unreadable(format!("{name}.png cannot be shown: {e}"));
+        let file = PngFile::open(io::BufReader::with_capacity(1 << 20, file)).map_err(unreadable)?;
+        let size = file.size();
         let raster = Raster::create(size, scratch)?;
-        let (color, _) = reader.output_color_type();
-        let (mut rows, mut top) = (Vec::new(), 0);
-        while let Some(row) = reader.next_row().map_err(unreadable)? {
-            rgb(row.data(), color, &mut rows);
-            let full = rows.len() / (size.width as usize * 3);
-            if full >= ROWS {
-                raster.write_rows(top, &rows)?;
-                top += full as u32;
-                raster.finish(top)?;
-                rows.clear();
-            }
-        }
-        raster.write_rows(top, &rows)?;
-        raster.finish(size.height)?;
-        reader.finish().map_err(unreadable)?;
-        let text = |keyword: &str| {
-            let info = reader.info();
-            let latin1 = info.uncompressed_latin1_text.iter().map(|c| (&c.keyword, Some(c.text.clone())));
-            let utf8 = info.utf8_text.iter().map(|c| (&c.keyword, bounded_text(c)));
-            latin1.chain(utf8).find(|(k, _)| *k == keyword).and_then(|(_, text)| text)
-        };
+        let mut top = 0;
+        let read = file.read(&mut |rows| {
+            raster.write_rows(top, rows)?;
+            top += (rows.len() / (size.width as usize * 3)) as u32;
+            raster.finish(top)
+        });
+        let told = Told::of(read.map_err(unreadable)?.texts);
+        Ok(Self::of(raster, name, "PNG", told))
+    }
+
+    /// A picture of another format, held in the scratch folder.
+    pub(crate) fn open_other(path: &Path, name: &str, scratch: &Scratch) -> Result<Self, ViewError> {
+        let loaded = read_picture(path).map_err(|e| ViewError::Unreadable(e.to_string()))?;
+        let raster = Raster::of(&loaded.picture, scratch)?;
+        let format = path.extension().and_then(|e| e.to_str()).unwrap_or("picture").to_ascii_uppercase();
+        Ok(Self::of(raster, name, &format, told(path).unwrap_or_default()))
+    }
+
+    fn of(raster: Raster, name: &str, format: &str, told: Told) -> Self {
+        let size = raster.picture_size();
         let description = Description {
             name: name.to_owned(),
             width: size.width,
@@ -65,22 +57,11 @@ impl LevelsSource {
             tile_size: TILE,
             overlap: 0,
             max_level: max_level(size),
-            format: "PNG".into(),
-            parameters: text("parameters"),
-            settings: text("gigasmith"),
+            format: format.to_owned(),
+            parameters: told.parameters,
+            settings: told.settings,
         };
-        Ok(Self { levels: Arc::new(raster), description })
-    }
-}
-
-/// A row as RGB; transparency is dropped.
-fn rgb(row: &[u8], color: ColorType, out: &mut Vec<u8>) {
-    match color {
-        ColorType::Rgb => out.extend_from_slice(row),
-        ColorType::Rgba => row.chunks_exact(4).for_each(|p| out.extend_from_slice(&p[..3])),
-        ColorType::GrayscaleAlpha => row.chunks_exact(2).for_each(|p| out.extend([p[0]; 3])),
-        // Palettes are expanded.
-        ColorType::Grayscale | ColorType::Indexed => row.iter().for_each(|&v| out.extend([v; 3])),
+        Self { levels: Arc::new(raster), description }
     }
 }
 

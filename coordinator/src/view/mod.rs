@@ -2,16 +2,17 @@
 //!
 //! Levels are numbered as in Deep Zoom: 0 is one pixel, the last the whole picture.
 
-mod dzi;
+pub(crate) mod dzi;
 mod levels;
 mod objects;
 mod open;
 mod tiff;
-mod tiff_levels;
+pub(crate) mod tiff_levels;
+mod tiff_pixels;
 
 use serde::Serialize;
 
-pub use dzi::{DziSource, FolderTiles, TileFetch, read_settings_dzi};
+pub use dzi::{DziSource, FolderTiles, TileFetch};
 pub use levels::LevelsSource;
 pub use objects::{StoredPicture, open_object};
 pub use open::{Opened, open};

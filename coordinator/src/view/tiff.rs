@@ -6,16 +6,15 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek};
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tiff::decoder::Decoder;
-
 use super::dzi::name_of;
-use super::tiff_levels::{Chunk, FileLevel, Shared, find_levels, unreadable};
+use super::tiff_levels::{Chunk, FileLevel, Shared, find_levels};
 use super::{Description, TileSource, ViewError};
-use crate::output::{TiffText, encode_jpeg};
+use crate::input::texts::{Told, of_directories};
+use crate::output::encode_jpeg;
 use crate::raster::halve;
 use crate::sampler::units::{ImageSize, PixelRect};
 
@@ -25,6 +24,8 @@ const QUALITY: u8 = 90;
 const TILE: u32 = 256;
 /// Decoded for one tile at most: a second on one core.
 const MOST_PIXELS: u64 = 64 << 20;
+/// Pixels of a chunk: a flat file may be one strip.
+const MOST_CHUNK: u64 = 64 << 20;
 /// Decoded chunks that are kept.
 const CACHE_BYTES: usize = 64 << 20;
 /// Rows that are made at once of a level that is not in the file.
@@ -47,17 +48,25 @@ impl TiffSource {
     /// Anything that can be read at any place.
     pub fn new(file: impl Read + Seek + Send + 'static, name: &str) -> Result<Self, ViewError> {
         let mut file = Shared::new(Box::new(file));
-        let levels = find_levels(&file)?;
+        let mut levels = find_levels(&file)?;
         let mut magic = [0; 4];
-        file.read_exact(&mut magic)?;
         file.rewind()?;
-        let mut decoder = Decoder::new(BufReader::new(file)).map_err(unreadable)?;
-        let text = TiffText::read(&mut decoder).map_err(unreadable)?;
+        file.read_exact(&mut magic)?;
+        let text = Told::of(of_directories(file));
+        let small =
+            |level: &FileLevel| u64::from(level.chunk.width) * u64::from(level.chunk.height) <= MOST_CHUNK;
+        levels.iter_mut().skip(1).for_each(|level| *level = level.take().filter(small));
         let Some(Some(whole)) = levels.first() else {
             return Err(ViewError::Unreadable("the TIFF has no image".into()));
         };
+        if !small(whole) {
+            return Err(ViewError::Unreadable(format!(
+                "a TIFF with pieces of {} pixels is too slow to show; convert it to tiled 8-bit RGB",
+                whole.chunk
+            )));
+        }
         let own = whole.chunk.width;
-        let suits = whole.tiled && own == whole.chunk.height && (128..=1024).contains(&own);
+        let suits = whole.is_tiled() && own == whole.chunk.height && (128..=1024).contains(&own);
         let variant = if magic.contains(&43) { "BigTIFF" } else { "TIFF" };
         let description = Description {
             name: name.to_owned(),
@@ -72,6 +81,10 @@ impl TiffSource {
         };
         let source = Self { description, levels, cache: Mutex::default() };
         source.check_cost()?;
+        // What cannot be decoded is refused now, and not tile by tile.
+        for level in source.levels.iter().flatten() {
+            level.decode(0, 0)?;
+        }
         Ok(source)
     }
 

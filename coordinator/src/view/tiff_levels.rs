@@ -1,24 +1,29 @@
 //! The images of a TIFF that make up a pyramid, and their pixels chunk by chunk.
 //!
 //! A smaller level may stand in the main chain or in SubIFDs. The decoder knows only the chain, so each
-//! level gets a decoder of its own over a view of the file whose header points at that level. 8-bit grey
-//! and RGB are read, with or without alpha (dropped), and YCbCr; tiles and strips; stored, Deflate, LZW,
-//! PackBits and JPEG.
+//! level gets a decoder of its own over a view of the file whose header points at that level. What their
+//! pixels are is [`super::tiff_pixels`]'s matter.
 
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tiff::decoder::{ChunkType, Decoder, DecodingResult};
+use tiff::TiffError;
 use tiff::tags::{CompressionMethod, IfdPointer, Tag};
-use tiff::{ColorType, TiffError};
 
 use super::ViewError;
+use super::tiff_pixels::{Reader, TiffPixels, named, reader};
+use crate::input::ifd::{Directories, entry};
 use crate::sampler::units::ImageSize;
 
 /// More than any pyramid has; a file with a thousand pages is no pyramid.
 const MOST_IMAGES: usize = 64;
-/// Pixels of a chunk: a flat file may be one strip.
-const MOST_CHUNK: u64 = 64 << 20;
+/// What a directory says of its pixels: the kind of colours, and their palette.
+const PHOTOMETRIC: u16 = 262;
+const COLOR_MAP: u16 = 320;
+/// Colours by index into a palette; plain grey; a camera's own sensor.
+const PALETTE: u64 = 3;
+const GREY: u8 = 1;
+const SENSOR: u64 = 32803;
 /// Decoders kept for the next tile of a level; each holds the level's index.
 const MOST_IDLE: usize = 4;
 
@@ -33,18 +38,20 @@ pub(crate) struct Shared {
     file: Arc<Mutex<Box<dyn Bytes>>>,
     /// Stands in for the file's first bytes.
     header: Vec<u8>,
+    /// Stands in for one more byte.
+    patch: Option<(u64, u8)>,
     position: u64,
 }
 
 impl Shared {
     /// All of it as it is.
     pub(crate) fn new(file: Box<dyn Bytes>) -> Self {
-        Self { file: Arc::new(Mutex::new(file)), header: Vec::new(), position: 0 }
+        Self { file: Arc::new(Mutex::new(file)), header: Vec::new(), patch: None, position: 0 }
     }
 
     /// The same file, with a header that points at another directory.
     fn pointing_at(&self, directory: IfdPointer) -> io::Result<Self> {
-        let mut whole = Self { header: Vec::new(), position: 0, ..self.clone() };
+        let mut whole = Self { header: Vec::new(), patch: None, position: 0, ..self.clone() };
         let mut header = vec![0; 8];
         whole.read_exact(&mut header)?;
         let little = header[0] == b'I';
@@ -70,6 +77,10 @@ impl Read for Shared {
                 file.read(buffer)?
             }
         };
+        let patched = self.patch.and_then(|(at, byte)| Some((at.checked_sub(self.position)?, byte)));
+        if let Some((at, byte)) = patched.filter(|(at, _)| *at < count as u64) {
+            buffer[at as usize] = byte;
+        }
         self.position += count as u64;
         Ok(count)
     }
@@ -88,18 +99,19 @@ impl Seek for Shared {
     }
 }
 
-type Reader = Decoder<BufReader<Shared>>;
-
 /// One image of the file.
 pub(crate) struct FileLevel {
     /// As the file has it: other programs round down where we round up.
     pub(crate) size: ImageSize,
     /// A tile's size, or that of a strip; those at the edges may show less.
     pub(crate) chunk: ImageSize,
-    pub(crate) tiled: bool,
     pub(crate) compression: String,
     /// Marked as a smaller version of another image.
     reduced: bool,
+    /// 1 to 8, as in EXIF.
+    pub(crate) orientation: u8,
+    pixels: TiffPixels,
+    icc: Option<Vec<u8>>,
     file: Shared,
     idle: Mutex<Vec<Reader>>,
 }
@@ -111,23 +123,80 @@ pub(crate) struct Chunk {
     pub(crate) rgb: Vec<u8>,
 }
 
-/// A file's levels by how often they are halved: the first is there, others may be missing.
+/// A file's levels by how often they are halved: the first is there, others may be missing. The picture is
+/// the first image that is not marked as a smaller version of another, or the first of all.
 pub(crate) fn find_levels(file: &Shared) -> Result<Vec<Option<FileLevel>>, ViewError> {
-    let mut directories = directories(file)?.into_iter();
-    let first = directories.next().ok_or_else(|| ViewError::Unreadable("the TIFF has no image".into()))?;
-    let first = FileLevel::open(file, first)?;
+    refuse_raw(file)?;
+    let mut directories = directories(file)?;
+    if directories.is_empty() {
+        return Err(ViewError::Unreadable("the TIFF has no image".into()));
+    }
+    let whole = directories.iter().position(|d| !is_reduced(file, *d)).unwrap_or(0);
+    let first = FileLevel::open(file, directories.remove(whole), None)?;
     let whole = first.size;
+    let icc = first.icc.clone();
     let mut levels: Vec<Option<FileLevel>> = vec![Some(first)];
     levels.resize_with(crate::output::max_level(whole) as usize + 1, || None);
     for directory in directories {
         // Other images of the file may be anything.
-        let Ok(level) = FileLevel::open(file, directory) else { continue };
+        let Ok(level) = FileLevel::open(file, directory, icc.as_deref()) else { continue };
         let Some(halvings) = halvings(whole, level.size) else { continue };
-        if let Some(place @ None) = levels.get_mut(halvings).filter(|_| level.reduced || level.tiled) {
+        if let Some(place @ None) = levels.get_mut(halvings).filter(|_| level.reduced || level.is_tiled()) {
             *place = Some(level);
         }
     }
     Ok(levels)
+}
+
+/// Whether a directory says that it is a smaller version of another, or a mask.
+fn is_reduced(file: &Shared, directory: IfdPointer) -> bool {
+    let read = || -> io::Result<bool> {
+        let mut directories = Directories::open(file.clone())?;
+        let (entries, _) = directories.entries(directory.0)?;
+        let Some(kind) = entry(&entries, Tag::NewSubfileType.to_u16()) else { return Ok(false) };
+        Ok(directories.integers(kind, 1)?.first().is_some_and(|kind| kind & 0b101 != 0))
+    };
+    read().unwrap_or(false)
+}
+
+/// A camera's raw file begins like a TIFF, with a thumbnail. A chain of images that leads beyond the end is
+/// that of a file that was cut off.
+fn refuse_raw(file: &Shared) -> Result<(), ViewError> {
+    /// DNGVersion; and compressions of Nikon, Sony, Pentax and Samsung.
+    const DNG_VERSION: u16 = 50706;
+    const RAW: [u64; 4] = [34713, 32767, 65535, 32770];
+    let mut directories = Directories::open(file.clone())?;
+    let (mut at, mut found) = (directories.first, Vec::new());
+    while at != 0 && found.len() < MOST_IMAGES {
+        let (entries, next) = match directories.entries(at) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(ViewError::Unreadable("the TIFF is cut off: an image of it is missing".into()));
+            }
+            Err(_) => break,
+        };
+        let below = entry(&entries, Tag::SubIfd.to_u16()).copied();
+        found.push(entries);
+        for place in below.and_then(|b| directories.integers(&b, 16).ok()).unwrap_or_default() {
+            found.extend(directories.entries(place).map(|(entries, _)| entries));
+        }
+        at = next;
+    }
+    for entries in &found {
+        let mut is = |tag: u16, values: &[u64]| {
+            let value = entry(entries, tag).and_then(|e| directories.integers(e, 1).ok());
+            value.is_some_and(|v| v.first().is_some_and(|v| values.contains(v)))
+        };
+        let raw = entry(entries, DNG_VERSION).is_some()
+            || is(PHOTOMETRIC, &[SENSOR, 34892])
+            || is(Tag::Compression.to_u16(), &RAW);
+        if raw {
+            return Err(ViewError::Unreadable(
+                "it is a file of camera raw, which is not read: convert it to PNG or TIFF".into(),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// How often the whole picture is halved to have this size, give or take the rounding; `None` for sizes
@@ -146,7 +215,7 @@ fn halvings(whole: ImageSize, size: ImageSize) -> Option<usize> {
 
 /// The images of the main chain, each followed by its SubIFDs.
 fn directories(file: &Shared) -> Result<Vec<IfdPointer>, ViewError> {
-    let mut decoder = Decoder::new(BufReader::new(file.clone())).map_err(unreadable)?;
+    let mut decoder = reader(file.clone())?;
     let mut found = Vec::new();
     loop {
         found.extend(decoder.ifd_pointer());
@@ -168,40 +237,44 @@ fn directories(file: &Shared) -> Result<Vec<IfdPointer>, ViewError> {
 }
 
 impl FileLevel {
-    fn open(file: &Shared, directory: IfdPointer) -> Result<Self, ViewError> {
-        let file = file.pointing_at(directory)?;
-        let mut decoder = Decoder::new(BufReader::new(file.clone())).map_err(unreadable)?;
+    fn open(file: &Shared, directory: IfdPointer, icc: Option<&[u8]>) -> Result<Self, ViewError> {
+        let mut file = file.pointing_at(directory)?;
+        let palette = file.hide_palette(directory)?;
+        let mut decoder = reader(file.clone())?;
         let (width, height) = decoder.dimensions().map_err(unreadable)?;
-        let colour = decoder.colortype().map_err(unreadable)?;
-        let planes: u16 =
-            decoder.find_tag_unsigned(Tag::PlanarConfiguration).map_err(unreadable)?.unwrap_or(1);
         let chunk = decoder.chunk_dimensions();
-        let kind = decoder.find_tag_unsigned::<u32>(Tag::NewSubfileType).map_err(unreadable)?.unwrap_or(0);
-        let refuse =
-            |what: String| Err(ViewError::Unreadable(format!("{what}; convert it to tiled 8-bit RGB")));
-        if samples(colour).is_none() {
-            return refuse(format!("a TIFF of {colour:?} is not shown"));
+        if chunk.0 == 0 || chunk.1 == 0 {
+            return Err(ViewError::Unreadable("the TIFF is damaged: its pieces have no size".into()));
         }
-        if planes != 1 {
-            return refuse("a TIFF with separate colour planes is not shown".into());
-        }
-        if u64::from(chunk.0) * u64::from(chunk.1.min(height)) > MOST_CHUNK {
-            return refuse(format!(
-                "a TIFF with pieces of {}x{} pixels is too slow to show",
-                chunk.0, chunk.1
-            ));
-        }
-        let method: u16 = decoder.find_tag_unsigned(Tag::Compression).map_err(unreadable)?.unwrap_or(1);
+        let mut number = |tag| decoder.find_tag_unsigned::<u32>(tag).map_err(unreadable);
+        let kind = number(Tag::NewSubfileType)?.unwrap_or(0);
+        let orientation = number(Tag::Orientation)?.filter(|n| (1..=8).contains(n)).unwrap_or(1);
+        let method = number(Tag::Compression)?.unwrap_or(1);
+        let own = decoder.find_tag(Tag::IccProfile).map_err(unreadable)?.and_then(|v| v.into_u8_vec().ok());
+        let pixels = TiffPixels::of(&mut decoder, palette, icc)?;
         Ok(Self {
             size: ImageSize { width, height },
             chunk: ImageSize { width: chunk.0, height: chunk.1.min(height) },
-            tiled: decoder.get_chunk_type() == ChunkType::Tile,
-            compression: named(CompressionMethod::from_u16_exhaustive(method)),
+            compression: named(CompressionMethod::from_u16_exhaustive(method as u16)),
             // Bit 0 is a smaller version, bit 2 a mask.
             reduced: kind & 0b101 == 0b001,
+            orientation: orientation as u8,
+            pixels,
+            icc: own,
             file,
             idle: Mutex::new(vec![decoder]),
         })
+    }
+
+    /// Whether its pieces are tiles.
+    pub(crate) fn is_tiled(&self) -> bool {
+        self.pixels.is_tiled()
+    }
+
+    /// What was found in its pixels that people should know.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let transparent = self.pixels.saw_transparency().then(|| crate::input::OVER_WHITE.to_owned());
+        self.pixels.warning.clone().into_iter().chain(transparent).collect()
     }
 
     /// Chunks from left to right.
@@ -213,65 +286,46 @@ impl FileLevel {
     pub(crate) fn decode(&self, column: u32, row: u32) -> Result<Chunk, ViewError> {
         let mut decoder = match self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
             Some(decoder) => decoder,
-            None => Decoder::new(BufReader::new(self.file.clone())).map_err(unreadable)?,
+            None => reader(self.file.clone())?,
         };
-        let index = row * self.columns() + column;
-        let (width, height) = decoder.chunk_data_dimensions(index);
-        let colour = decoder.colortype().map_err(unreadable)?;
-        let pixels = match decoder.read_chunk(index).map_err(unreadable)? {
-            DecodingResult::U8(pixels) => pixels,
-            _ => return Err(ViewError::Unreadable("the TIFF's samples are not of 8 bits".into())),
-        };
+        let (size, rgb) = self.pixels.decode(&mut decoder, row * self.columns() + column)?;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < MOST_IDLE {
             idle.push(decoder);
         }
-        drop(idle);
-        Ok(Chunk { size: ImageSize { width, height }, rgb: to_rgb(pixels, colour) })
+        Ok(Chunk { size, rgb })
     }
 }
 
-fn named(method: CompressionMethod) -> String {
-    match method {
-        CompressionMethod::None => "uncompressed".into(),
-        CompressionMethod::Deflate | CompressionMethod::OldDeflate => "Deflate".into(),
-        CompressionMethod::ModernJPEG => "JPEG".into(),
-        other => format!("{other:?}"),
+impl Shared {
+    /// The decoder refuses palettes: they are hidden from it, and returned, reds, greens and blues of each
+    /// colour together.
+    fn hide_palette(&mut self, directory: IfdPointer) -> Result<Option<Vec<u16>>, ViewError> {
+        let mut directories = Directories::open(self.clone())?;
+        let (entries, _) = directories.entries(directory.0)?;
+        let Some(photometric) = entry(&entries, PHOTOMETRIC) else { return Ok(None) };
+        if directories.integers(photometric, 1)? != [PALETTE] {
+            return Ok(None);
+        }
+        let Some(colours) = entry(&entries, COLOR_MAP) else {
+            return Err(ViewError::Unreadable("the TIFF is damaged: its palette is missing".into()));
+        };
+        let values = directories.integers(colours, 3 << 16)?;
+        let (reds, rest) = values.split_at(values.len() / 3);
+        let (greens, blues) = rest.split_at(reds.len());
+        let colours = reds.iter().zip(greens).zip(blues).flat_map(|((r, g), b)| [*r, *g, *b]);
+        let low = photometric.field + u64::from(!directories.is_little());
+        self.patch = Some((low, GREY));
+        Ok(Some(colours.map(|v| v as u16).collect()))
     }
-}
-
-/// Samples of a pixel; `None` for what is not shown.
-fn samples(colour: ColorType) -> Option<usize> {
-    match colour {
-        ColorType::Gray(8) => Some(1),
-        // Grey with alpha.
-        ColorType::Multiband { bit_depth: 8, num_samples: 2 } => Some(2),
-        ColorType::RGB(8) | ColorType::YCbCr(8) => Some(3),
-        ColorType::RGBA(8) => Some(4),
-        _ => None,
-    }
-}
-
-fn to_rgb(pixels: Vec<u8>, colour: ColorType) -> Vec<u8> {
-    match colour {
-        ColorType::RGB(_) => pixels,
-        ColorType::RGBA(_) => pixels.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
-        ColorType::YCbCr(_) => pixels.chunks_exact(3).flat_map(|p| ycc_to_rgb([p[0], p[1], p[2]])).collect(),
-        other => pixels.chunks_exact(samples(other).unwrap_or(1)).flat_map(|p| [p[0]; 3]).collect(),
-    }
-}
-
-/// JFIF 1.02, page 3, in 16-bit fixed point.
-fn ycc_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
-    const HALF: i32 = 1 << 15;
-    let (y, cb, cr) = ((i32::from(y) << 16) + HALF, i32::from(cb) - 128, i32::from(cr) - 128);
-    let value = |v: i32| (v >> 16).clamp(0, 255) as u8;
-    [value(y + 91881 * cr), value(y - 22554 * cb - 46802 * cr), value(y + 116_130 * cb)]
 }
 
 /// With the reason for people.
 pub(crate) fn unreadable(error: TiffError) -> ViewError {
     match error {
+        TiffError::IoError(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            ViewError::Unreadable("the TIFF is cut off: its end is missing".into())
+        }
         TiffError::IoError(error) => ViewError::Io(error),
         other => {
             ViewError::Unreadable(format!("the TIFF is damaged or of a kind that is not shown: {other}"))
@@ -293,12 +347,5 @@ mod tests {
         );
         assert_eq!([of(1001, 513), of(334, 171), of(501, 513), of(9, 9)], [None; 4]);
         assert_eq!([of(2, 1), of(1, 1)].map(|k| k.is_some()), [true, true]);
-    }
-
-    #[test]
-    fn colours_turn_as_in_jfif() {
-        assert_eq!(ycc_to_rgb([128, 128, 128]), [128; 3]);
-        assert_eq!(ycc_to_rgb([76, 85, 255]), [254, 0, 0]);
-        assert_eq!(ycc_to_rgb([255, 255, 255]), [255, 121, 255]);
     }
 }

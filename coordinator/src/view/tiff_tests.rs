@@ -153,9 +153,14 @@ fn other_kinds_of_pixels_are_shown_or_refused() {
     assert_eq!(whole(&source, 0)[..6], [0, 1, 2, 4, 5, 6]);
 
     let mut file = Cursor::new(Vec::new());
-    TiffEncoder::new(&mut file).unwrap().write_image::<colortype::RGB16>(1, 1, &[1, 2, 3]).unwrap();
-    let error = TiffSource::new(file, "a").err().expect("16 bits are refused").to_string();
-    assert!(error.contains("16") && error.contains("8-bit"), "{error}");
+    TiffEncoder::new(&mut file).unwrap().write_image::<colortype::RGB16>(1, 1, &[1, 128, 65535]).unwrap();
+    let source = TiffSource::new(file, "a").unwrap();
+    assert_eq!(whole(&source, 0), [0, 0, 255]);
+
+    let mut file = Cursor::new(Vec::new());
+    TiffEncoder::new(&mut file).unwrap().write_image::<colortype::GrayI16>(1, 1, &[1]).unwrap();
+    let error = TiffSource::new(file, "a").err().expect("signed samples are refused").to_string();
+    assert!(error.contains("16-bit") && error.contains("convert it"), "{error}");
     assert!(TiffSource::new(Cursor::new(b"no TIFF".to_vec()), "a").is_err());
 }
 

@@ -18,11 +18,15 @@ const LARGEST_AT_ONCE: f64 = 1.5;
 /// Fitted sides are multiples of this share of the native side, where the latent grid allows.
 const GRID_SHARE: f64 = 16.0;
 
-/// The share of `base` that the aspect of `last` leaves out, when it is worth a word.
-pub fn cut_off(base: ImageSize, last: ImageSize) -> Option<f64> {
+/// The share of `base` that the aspect of `last` leaves out, 0 to 1.
+pub fn cut_share(base: ImageSize, last: ImageSize) -> f64 {
     let (a, b) = (aspect(base), aspect(last));
-    let cut = 1.0 - (a / b).min(b / a);
-    (cut > MOST_CUT).then_some(cut)
+    1.0 - (a / b).min(b / a)
+}
+
+/// The same, when it is worth a word: above a tenth.
+pub fn cut_off(base: ImageSize, last: ImageSize) -> Option<f64> {
+    Some(cut_share(base, last)).filter(|cut| *cut > MOST_CUT)
 }
 
 /// The base of a picture of size `target`: the native size of the nearest aspect; with `fits`, and where
