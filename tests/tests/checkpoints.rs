@@ -570,6 +570,42 @@ async fn seamless_pictures_come_out_alike_wherever_they_were_interrupted() {
     assert!(decodings.len() > 1 && stops > 4, "{stops} stops, in decodings {decodings:?}");
 }
 
+/// A panorama, whose base is larger than a window: left inside the base's steps, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_in_windows_is_gone_on_with_inside_a_step() {
+    let farm = farm();
+    for plan in [PlanKind::Balanced, PlanKind::Paper] {
+        let size = |width, height| ImageSize { width, height };
+        let upscales = vec![UpscaleSpec { size: size(512, 128), slider: 2 }];
+        let spec = RenderSpec { base: size(256, 64), base_in_windows: true, upscales, ..spec(plan) };
+        let model = lane_of(&farm).await.model().clone();
+        assert!(spec.draw_plan(0, &model).len() > 2 * spec.steps as usize, "several windows a step");
+        let expected = undisturbed(lane_of(&farm).await, &spec).await;
+        let at_once = RenderSpec { base_in_windows: false, ..spec.clone() };
+        let other = undisturbed(lane_of(&farm).await, &at_once).await;
+        assert!(other.picture.to_picture().unwrap() != expected.picture.to_picture().unwrap());
+        let place = Place { objects: Arc::new(InMemory::new()), root: Path::default() };
+        add(&place.store(), "wide", 1).await.expect("the id is free");
+        let (mut stops, mut inside) = (0, 0);
+        let rendered = loop {
+            let mut given = given(&place, lane_of(&farm).await, plan, "wide", &format!("run {stops}"));
+            (given.spec, given.stop_after) = (spec.clone(), 3);
+            match given.attempt().await.0 {
+                Attempt::Done(rendered, _) => break rendered,
+                Attempt::Stopped(Closed::Kept) => stops += 1,
+                other => panic!("{other:?}"),
+            }
+            let newest = place.names("wide/checkpoints").await.into_iter().max().expect("there is one");
+            let manifest = place.manifest(&newest).await;
+            inside += u32::from(manifest.stage == 0 && matches!(manifest.at, ManifestAt::Sampling { .. }));
+            assert!(stops < 100, "it goes on");
+        };
+        assert_same(&rendered, &expected, "wide");
+        assert!(inside > 2, "{inside} of {stops} stops inside the base");
+    }
+    farm.stop().await;
+}
+
 /// A picture for a base, and a first stage without guided steps.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_stage_is_guided_by_the_one_before_after_an_interruption_too() {

@@ -75,7 +75,7 @@ mod tests {
     use crate::raster::{Raster, Scratch};
     use crate::sampler::resize::Picture;
     use crate::sampler::units::ImageSize;
-    use crate::spec::RenderSpec;
+    use crate::spec::{RenderSpec, SPEC_VERSION};
 
     fn settings(prompt: &str) -> Settings {
         Settings::new(RenderSpec { prompt: prompt.into(), ..crate::spec::tests::spec() })
@@ -110,8 +110,14 @@ mod tests {
     #[test]
     fn foreign_and_future_settings_are_told_apart() {
         assert!(matches!(Settings::from_json("{}"), Err(super::super::SettingsError::Malformed(_))));
-        let future = settings("a").to_json().replace("\"version\":1", "\"version\":2");
-        assert_eq!(Settings::from_json(&future), Err(super::super::SettingsError::Version(2)));
+        let of_version = |version: u32| {
+            let json = settings("a").to_json();
+            Settings::from_json(&json.replace("\"version\":1", &format!("\"version\":{version}")))
+        };
+        assert!(of_version(SPEC_VERSION).is_ok());
+        for other in [0, SPEC_VERSION + 1] {
+            assert_eq!(of_version(other), Err(super::super::SettingsError::Version(other)));
+        }
     }
 
     #[test]

@@ -120,7 +120,7 @@ mod tests {
             ("<Code>NoSuchBucket</Code>", "make the bucket"),
             ("<Code>AuthorizationHeaderMalformed</Code> expecting 'eu-west-1'", "AWS_REGION"),
             ("<Code>ExpiredToken</Code>", "renew"),
-            ("403 Forbidden: ", "credentials are wrong"),
+            ("403 Forbidden:", "credentials are wrong"),
             ("POST http://a/b?delete 501", "AWS_DISABLE_BULK_DELETE=true"),
             ("error sending request: tcp connect error: Connection refused", "does its endpoint answer"),
             ("dns error: failed to lookup address", "network"),

@@ -122,6 +122,11 @@ impl TiffPixels {
         let (width, height) = decoder.dimensions().map_err(unreadable)?;
         let (piece_width, piece_height) = decoder.chunk_dimensions();
         let tiled = decoder.get_chunk_type() == ChunkType::Tile;
+        // Tiles are whole beyond the edge; strips may claim any height.
+        let piece = ImageSize {
+            width: piece_width,
+            height: if tiled { piece_height } else { piece_height.min(height) },
+        };
         let [at, long] = match tiled {
             true => [Tag::TileOffsets, Tag::TileByteCounts],
             false => [Tag::StripOffsets, Tag::StripByteCounts],
@@ -138,14 +143,14 @@ impl TiffPixels {
             bits,
             channels: layout.channels(),
             planar,
-            pieces: pieces(ImageSize { width, height }, (piece_width, piece_height))?,
+            pieces: pieces(ImageSize { width, height }, piece)?,
             ycc: matches!(colour, ColorType::YCbCr(_)),
             jpeg: method == ModernJPEG,
             tables,
             offsets,
             bytes,
             size: ImageSize { width, height },
-            piece: ImageSize { width: piece_width, height: piece_height.min(height) },
+            piece,
             tiled,
             warning,
         };
@@ -277,9 +282,10 @@ impl TiffPixels {
 }
 
 /// Pieces of a plane.
-fn pieces(size: ImageSize, (width, height): (u32, u32)) -> Result<u32, ViewError> {
+fn pieces(size: ImageSize, piece: ImageSize) -> Result<u32, ViewError> {
     let damaged = || ViewError::Unreadable("the TIFF is damaged: its pieces have no usual size".into());
-    if width == 0 || height == 0 || u64::from(width) * u64::from(height.min(size.height)) > MAX_AREA {
+    let ImageSize { width, height } = piece;
+    if width == 0 || height == 0 || u64::from(width) * u64::from(height) > MAX_AREA {
         return Err(damaged());
     }
     let pieces = u64::from(size.width.div_ceil(width)) * u64::from(size.height.div_ceil(height));
