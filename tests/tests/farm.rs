@@ -142,15 +142,16 @@ fn misshapen(array: Array) -> Result<Array, BackendError> {
 #[tokio::test(flavor = "multi_thread")]
 async fn passing_faults_are_tried_again_and_leave_no_mark() {
     let good = run(&spec()).await;
-    for (kind, spoil) in [
-        ("patch", not_a_number as fn(Array) -> Result<Array, BackendError>),
-        ("patch", out_of_memory),
-        ("encode", misshapen),
-        ("decode", |_| panic!("a bug in the network")),
+    // Numbers that are not finite are tried once more, other faults twice.
+    for (kind, times, spoil) in [
+        ("patch", 1, not_a_number as fn(Array) -> Result<Array, BackendError>),
+        ("patch", 2, out_of_memory),
+        ("encode", 2, misshapen),
+        ("decode", 2, |_| panic!("a bug in the network")),
     ] {
-        let (farm, calls) = spoiled(kind, 2, spoil);
-        let rendered = run_on(farm, &spec(), RenderInputs::default()).await.expect("the third attempt works");
-        assert!(calls.load(Ordering::SeqCst) > 2);
+        let (farm, calls) = spoiled(kind, times, spoil);
+        let rendered = run_on(farm, &spec(), RenderInputs::default()).await.expect("the last attempt works");
+        assert!(calls.load(Ordering::SeqCst) > times);
         assert_eq!(rendered.picture.to_picture().unwrap().rgb(), good.picture.to_picture().unwrap().rgb());
     }
 }
@@ -159,10 +160,11 @@ async fn passing_faults_are_tried_again_and_leave_no_mark() {
 async fn lasting_faults_end_the_render_with_their_reason() {
     let (farm, _) = spoiled("patch", u32::MAX, not_a_number);
     let error = run_on(farm, &spec(), RenderInputs::default()).await.unwrap_err().to_string();
-    assert!(
-        error.contains("patch task failed") && error.contains("not finite") && error.contains("--dtype f32"),
-        "{error}"
-    );
+    // The same question has the same answer: no third worker is asked. In f32 nothing overflows.
+    for word in ["patch task failed", "attempt 2 was the last", "not finite", "weights or its configuration"]
+    {
+        assert!(error.contains(word), "{word}: {error}");
+    }
     let (farm, _) = spoiled("decode", u32::MAX, |_| panic!("a bug in the network"));
     let error = run_on(farm, &spec(), RenderInputs::default()).await.unwrap_err().to_string();
     assert!(error.contains("a bug in the network"), "{error}");

@@ -332,7 +332,7 @@ mod tests {
             other[frame + 1] = marker;
             assert!(decoded(&other).unwrap_err().contains(name));
         }
-        let mut deep = file.clone();
+        let mut deep = file;
         deep[frame + 4] = 12;
         assert!(decoded(&deep).unwrap_err().contains("12 bits"));
     }

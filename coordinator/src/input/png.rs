@@ -272,7 +272,7 @@ mod tests {
         for length in 0..file.len() {
             assert!(read(&file[..length]).is_err(), "{length} of {}", file.len());
         }
-        let mut wrong = file.clone();
+        let mut wrong = file;
         // In the pixels, behind header and chunk length.
         wrong[45] ^= 1;
         assert!(read(&wrong).unwrap_err().contains("damaged"));

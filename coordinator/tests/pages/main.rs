@@ -283,7 +283,7 @@ fn finished_pictures_of_every_format_are_shown() {
         }
     }
     for (wrong, word, code) in
-        [("missing.tif", "missing.tif", 4), ("a.jpg", ".dzi", 4), ("http://127.0.0.1:1/", "browser", 2)]
+        [("missing.tif", "missing.tif", 4), ("a.jpg", "a.jpg", 4), ("http://127.0.0.1:1/", "browser", 2)]
     {
         let output = program().current_dir(folder.path()).args(["view", wrong]).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);

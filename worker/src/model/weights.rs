@@ -447,7 +447,9 @@ mod tests {
             assert!(error.contains("leaves the folder") && error.contains("index.json"), "{error}");
         }
         let error = index(r#"{"a":"\u001b[2J"}"#);
-        assert!(error.contains("missing") && !error.contains('\x1b'), "{error}");
+        assert!(error.contains("leaves the folder") && !error.contains('\x1b'), "{error}");
+        let error = index(r#"{"a":"nowhere.safetensors"}"#);
+        assert!(error.contains("nowhere.safetensors is missing"), "{error}");
     }
 
     #[test]

@@ -307,7 +307,7 @@ fn configurations_can_neither_take_all_memory_nor_fail_later() {
         (vae, "sample_size", json!(0)),
         (vae, "scaling_factor", json!(0)),
         (vae, "scaling_factor", json!(1e-60)),
-        (text, "num_hidden_layers", huge.clone()),
+        (text, "num_hidden_layers", huge),
         (text, "layer_norm_eps", json!(0)),
         (text, "eos_token_id", json!(5000)),
         (text, "max_position_embeddings", json!(2)),

@@ -74,7 +74,7 @@ pub(super) fn group_norm(
 }
 
 fn check_groups(channels: usize, groups: usize) -> Result<()> {
-    if groups == 0 || channels == 0 || channels % groups != 0 {
+    if groups == 0 || channels == 0 || !channels.is_multiple_of(groups) {
         bail!("{channels} channels in {groups} groups");
     }
     Ok(())

@@ -264,7 +264,7 @@ fn added_tokens_cannot_hang_or_break_an_encoding() {
     let odd = Odd::new();
     odd.change("tokenizer_config.json", |config| config["mask_token"] = json!(""));
     odd.change("tokenizer_config.json", |config| {
-        config["extra_special_tokens"] = json!(["", {"content": ""}, 3])
+        config["extra_special_tokens"] = json!(["", {"content": ""}, 3]);
     });
     assert_eq!(encode(&odd), plain);
     // Ids of added tokens are those of the vocabulary, whatever is said of them.
