@@ -66,6 +66,7 @@ fn picture(folder: &Path, case: &Case) -> Vec<u8> {
 }
 
 #[test]
+#[allow(clippy::print_stdout)]
 fn pictures_are_those_of_diffusers() {
     let Some(python) = python() else {
         // What a test prints is shown where it is asked for.
