@@ -48,10 +48,11 @@ pub struct Need {
 }
 
 impl Need {
-    /// Pictures under way, of `area` pixels in the end: the picture with its pyramid, and its file, where it is
-    /// one, before it goes to its place.
-    pub fn scratch(area: u64, format: Format, scratch: &Scratch) -> Self {
-        let (least, most) = if format.kind == Kind::Dzi { (0, 0) } else { output_bytes(area, format) };
+    /// Pictures under way, of `area` pixels in the end: the picture with its pyramid; and where it is `kept` in a
+    /// store, its file before it goes there.
+    pub fn scratch(area: u64, kept: Option<Format>, scratch: &Scratch) -> Self {
+        let file = kept.filter(|format| format.kind != Kind::Dzi);
+        let (least, most) = file.map_or((0, 0), |format| output_bytes(area, format));
         let raster = scratch_bytes(area);
         Self {
             what: "the picture under way",
@@ -216,7 +217,10 @@ mod tests {
 
     fn needs(scratch: &str, output: &str) -> Vec<Need> {
         let scratch = Scratch::new(scratch);
-        vec![Need::scratch(MEGAPIXEL, PNG, &scratch), Need::output(MEGAPIXEL, PNG, Path::new(output), 1)]
+        vec![
+            Need::scratch(MEGAPIXEL, Some(PNG), &scratch),
+            Need::output(MEGAPIXEL, PNG, Path::new(output), 1),
+        ]
     }
 
     #[test]
@@ -264,7 +268,7 @@ mod tests {
         assert_eq!(need.least, u64::MAX);
         let tiles = Format { kind: Kind::Dzi, quality: Quality::Jpeg(90) };
         assert_eq!(
-            Need::scratch(area, tiles, &Scratch::new("/x")).least,
+            Need::scratch(area, Some(tiles), &Scratch::new("/x")).least,
             4 * area,
             "tiles go to their place"
         );

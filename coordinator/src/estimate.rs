@@ -20,8 +20,8 @@ use crate::sampler::tiles::{Cut, Network, Tiling, VaeMode};
 use crate::sampler::units::ImageSize;
 use crate::spec::RenderSpec;
 
-/// Main memory of a coordinator that does nothing.
-const IDLE_BYTES: u64 = 80 << 20;
+/// Main memory of a coordinator beside what is counted: itself, its store's client, the encoders of files.
+const IDLE_BYTES: u64 = 128 << 20;
 /// Canvases in memory at the most, checkpoints and pages included: what guides, the values now, before their
 /// newest step, and as they are being stored.
 const CANVASES: f64 = 3.6;
@@ -41,8 +41,9 @@ const TILE_TO_PATCH: f64 = 1.0;
 const LOSSLESS: f64 = 1.5;
 const JPEG: f64 = 0.35;
 const PYRAMID: f64 = 4.0 / 3.0;
-/// The least that a picture of a network's takes, plain surfaces included: deflated, and as JPEG of any quality.
-const LEAST_LOSSLESS: f64 = 0.4;
+/// The least that a picture of a network's takes: deflated (a black one of `pocket`'s takes 0.25, for no network
+/// gives the same number twice), and as JPEG of any quality.
+const LEAST_LOSSLESS: f64 = 0.1;
 const LEAST_JPEG: f64 = 0.02;
 /// The most: noise, which deflating does not shrink, and which at the highest quality takes more as JPEG than as
 /// it is.

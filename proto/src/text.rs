@@ -7,6 +7,8 @@ use std::fmt;
 const LONGEST: usize = 1000;
 /// Bytes of a worker's name.
 const LONGEST_NAME: usize = 128;
+/// Characters of a name that is refused, in the message.
+const LONGEST_SHOWN: usize = 40;
 
 /// Prints a text of unknown origin: control and format characters (escape sequences of terminals, reversed
 /// writing, line breaks) as `\u{1b}` and the like, and of a long text the beginning.
@@ -49,9 +51,12 @@ pub fn check_name(name: &str) -> Result<(), String> {
         _ if !name.chars().all(is_visible) => "it has characters that cannot be seen".to_owned(),
         _ => return Ok(()),
     };
+    // What is too long to be a name is too long for a message.
+    let start: String = name.chars().take(LONGEST_SHOWN).collect();
+    let rest = if start.len() < name.len() { "..." } else { "" };
     Err(format!(
         "{:?} is no name for a worker: {reason}; use 1 to {LONGEST_NAME} bytes of visible characters",
-        Shown(name).to_string()
+        format!("{}{rest}", Shown(start.as_str()))
     ))
 }
 

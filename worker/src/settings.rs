@@ -208,6 +208,9 @@ fn check(command: &Command, table: &Table) -> Result<(), String> {
     for (key, value) in table {
         match (command.find_subcommand(key), value) {
             (Some(sub), Value::Table(table)) => check(sub, table)?,
+            (_, Value::Table(_)) if knows(key) => {
+                return Err(format!("`{key}` takes a value, not a table: write {key} = \"...\""));
+            }
             (_, Value::Table(_)) => {
                 let commands: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
                 return Err(format!("[{key}] is no command; there are {}", commands.join(", ")));

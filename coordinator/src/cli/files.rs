@@ -12,7 +12,7 @@ use super::settings::Asked;
 use super::tell;
 use crate::disk::{self, Need, System};
 use crate::estimate::area;
-use crate::output::{Format, Kind, Quality, check_replaceable, check_writable};
+use crate::output::{Format, Kind, Quality, check_replaceable, check_writable, files_folder, notes_path};
 use crate::raster::Scratch;
 use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::units::ImageSize;
@@ -62,14 +62,26 @@ pub(super) struct ClobberArgs {
 impl ClobberArgs {
     /// Fails when a file could not be written: before hours of work, not after.
     pub(super) fn check(self, path: &Path) -> Result<(), Failure> {
-        if self.no_clobber && path.symlink_metadata().is_ok() {
+        let there = written(path).into_iter().find(|path| path.symlink_metadata().is_ok());
+        if let Some(there) = there.filter(|_| self.no_clobber) {
             return Err(Failure::output(format!(
                 "{} is there already, and --no-clobber leaves it as it is: choose another name",
-                path.display()
+                there.display()
             )));
         }
         Ok(check_writable(path)?)
     }
+}
+
+/// Everything that is written under a name: Deep Zoom has notes and a folder of tiles beside its descriptor.
+fn written(path: &Path) -> Vec<PathBuf> {
+    let mut all = vec![path.to_owned()];
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("dzi"))
+        && let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
+    {
+        all.extend([notes_path(name), files_folder(name)].map(|beside| path.with_file_name(beside)));
+    }
+    all
 }
 
 /// Where pictures under way lie.
@@ -216,7 +228,8 @@ impl Room<'_> {
         }
         let (area, format, pictures) = (area(size), self.files.format()?, self.pictures as u64);
         let mut needs = vec![
-            Need::scratch(area, format, self.scratch),
+            // A picture that is kept is written there before it goes to the store.
+            Need::scratch(area, self.store.map(|_| format), self.scratch),
             Need::output(area, format, &self.files.output, pictures),
         ];
         needs.extend(self.store.map(|folder| Need::store(area, format, folder, pictures)));
@@ -279,5 +292,12 @@ mod tests {
         let error = ClobberArgs { no_clobber: true }.check(&path).unwrap_err();
         assert!(error.to_string().contains("--no-clobber") && error.exit_code() == 5, "{error}");
         assert!(ClobberArgs { no_clobber: true }.check(&folder.path().join("b.png")).is_ok());
+        let dzi = folder.path().join("z.dzi");
+        assert!(ClobberArgs { no_clobber: true }.check(&dzi).is_ok());
+        for beside in ["z.dzi.json", "z_files"] {
+            std::fs::write(folder.path().join(beside), "").unwrap();
+            assert!(ClobberArgs { no_clobber: true }.check(&dzi).is_err(), "{beside}");
+            std::fs::remove_file(folder.path().join(beside)).unwrap();
+        }
     }
 }

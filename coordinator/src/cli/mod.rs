@@ -135,8 +135,8 @@ impl Cli {
     pub fn log(&self) {
         let levels = match self.is_daemon() {
             true => "error,gigasmith_coordinator=info,gigasmith_worker=info",
-            // A download says what it waits for, and when the hub is away.
-            false => "error,gigasmith_worker::model::hub=info",
+            // A download says what it waits for, and when the hub is away; a model, what of its files is not followed.
+            false => "error,gigasmith_worker::model=warn,gigasmith_worker::model::hub=info",
         };
         gigasmith_worker::log::begin(levels, self.log_format, "gigasmith");
     }

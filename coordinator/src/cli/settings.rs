@@ -56,7 +56,7 @@ pub(super) struct PictureArgs {
     height: Option<u32>,
     /// Side of the final picture against the base, which is of the model's own size (SDXL 1024): 4 gives 16 times
     /// the pixels. 2 for SDXL and 4 for pocket unless given.
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     scale: Option<f64>,
     /// Size of the base stage, for example 1536x512. By default one of the model's own sizes, or for a
     /// panorama one that fits. What the model cannot see at once is drawn in windows.
@@ -94,7 +94,7 @@ pub(super) struct PictureArgs {
     /// How windows are laid: balanced, the default, needs fewer network calls, paper is the published order.
     #[arg(long, value_enum, value_name = "PLAN")]
     plan: Option<PlanArg>,
-    /// Everything as published: 50 steps, guidance 7.5, sliders 20 and 30, plan paper, tiled VAE, its crops.
+    /// Everything as published: 50 steps, guidance 7.5, sliders 20 and 30 of 50, plan paper, tiled VAE, its crops.
     #[arg(long)]
     paper: bool,
     /// Start from this picture instead of a base stage.

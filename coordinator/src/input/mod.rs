@@ -87,6 +87,9 @@ fn open_regular(path: &Path) -> Result<File, String> {
 
 /// Opens a file, and tells its format.
 pub(crate) fn open_kind(path: &Path) -> Result<(File, FileKind), String> {
+    if path.to_str().is_some_and(|text| text.contains("://")) && !path.exists() {
+        return Err("it is an address, not a file: download it first".into());
+    }
     let mut file = open_regular(path)?;
     let kind = file_kind(&mut file)?;
     Ok((file, kind))

@@ -208,7 +208,7 @@ async fn attempt_claimed(
 fn check_room(store: &RenderStore, spec: &RenderSpec, record: &RenderRecord) -> Result<(), String> {
     let (size, format) = (spec.upscales.last().map_or(spec.base, |u| u.size), record.request.format);
     let area = estimate::area(size);
-    let mut needs = vec![Need::scratch(area, format, store.scratch())];
+    let mut needs = vec![Need::scratch(area, Some(format), store.scratch())];
     needs.extend(store.folder().map(|folder| Need::store(area, format, folder, 1)));
     let warnings = disk::check(&needs, &disk::System).map_err(|e| format!("{e} (of `gigasmith serve`)"))?;
     warnings.iter().for_each(|warning| tracing::warn!(id = record.id, "{warning}"));

@@ -170,7 +170,15 @@ fn jpeg_hint(is_jpeg: bool) -> &'static str {
 
 fn unknown(path: &Path, ending: Option<&str>) -> FormatError {
     let mut proposed = path.as_os_str().to_owned();
-    if ending.is_some_and(|e| OTHER_PICTURES.contains(&e)) {
+    // A folder, or an ending alone.
+    let shown = path.to_string_lossy();
+    let named = path.file_name().is_some_and(|name| !name.to_string_lossy().starts_with('.'));
+    if !named || shown.ends_with(std::path::is_separator) {
+        proposed = match named || path.file_name().is_none() {
+            true => path.join("out.png").into_os_string(),
+            false => path.with_file_name("out.png").into_os_string(),
+        };
+    } else if ending.is_some_and(|e| OTHER_PICTURES.contains(&e)) {
         proposed = path.with_extension("png").into_os_string();
     } else {
         proposed.push(".png");
@@ -232,9 +240,14 @@ mod tests {
         assert_eq!(of("a.tif", Some("85")), Ok((Kind::Tif, "85".into())));
         assert_eq!(of("b/a.dzi", None), Ok((Kind::Dzi, "90".into())));
         assert!(of("a.png", Some("85")).unwrap_err().contains("always lossless"));
-        for (name, proposed) in
-            [("a.jpg", "name it a.png"), ("a", "name it a.png"), ("v1.2", "name it v1.2.png")]
-        {
+        for (name, proposed) in [
+            ("a.jpg", "name it a.png"),
+            ("a", "name it a.png"),
+            ("v1.2", "name it v1.2.png"),
+            ("dir/", "name it dir/out.png"),
+            ("..", "name it ../out.png"),
+            ("d/.png", "name it d/out.png"),
+        ] {
             let error = of(name, None).unwrap_err();
             assert!(error.contains(".dzi") && error.contains(proposed), "{error}");
         }

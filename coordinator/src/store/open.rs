@@ -27,7 +27,8 @@ const RETRIES: usize = 3;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What may be given.
-const KINDS: &str = "give a folder, or file://, s3://, gs://, az:// or memory://";
+const KINDS: &str =
+    "give a folder, or file://, s3://, gs:// or az:// (or, for a farm that need not remember, memory://)";
 
 /// What a URL names of an object store: the store, and the path in it.
 pub fn open_objects(url: &str) -> Result<(Arc<dyn ObjectStore>, object_store::path::Path), StoreUrlError> {

@@ -55,7 +55,7 @@ pub enum LoadError {
         expected: String,
     },
     /// A weight file that is cut short or damaged.
-    #[error("{} is damaged: {}; fetch it again", Shown(.file), Shown(.reason))]
+    #[error("{} is damaged: {}; delete it and fetch it again", Shown(.file), Shown(.reason))]
     DamagedWeights {
         /// The file.
         file: String,

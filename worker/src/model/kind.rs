@@ -55,7 +55,10 @@ pub(crate) fn of_file(path: &Path) -> LoadError {
         Ok(kind) => kind,
         Err(source) => return LoadError::Read { file: path.display().to_string(), source },
     };
-    let (what, remedy) = explain(kind, path);
+    let (what, remedy) = match path.file_name().is_some_and(|name| name == "model_index.json") {
+        true => ("the index of a model".to_owned(), "give the folder that it is in".to_owned()),
+        false => explain(kind, path),
+    };
     LoadError::NotAModel { path: path.to_owned(), what, remedy }
 }
 

@@ -13,13 +13,10 @@ pub(super) fn typed(arg: &Arg, value: &Value, joined: &[&str]) -> Result<Vec<Str
         return Ok(texts);
     }
     match (joined.contains(&key), &texts[..]) {
-        (true, []) => Ok(Vec::new()),
-        (true, _) => Ok(vec![texts.join(",")]),
-        (false, []) => {
-            Err(format!("`{key}` takes one value, and the list has none: leave it out, or give one"))
-        }
-        (false, [first, ..]) => {
-            Err(format!("`{key}` takes one value, not a list: give for example {key} = {first}"))
+        (true, [_, ..]) => Ok(vec![texts.join(",")]),
+        (_, []) => Err(format!("`{key}` takes a value, and the list has none: leave it out, or give one")),
+        (false, _) => {
+            Err(format!("`{key}` takes one value, not a list: leave one of them, without brackets"))
         }
     }
 }

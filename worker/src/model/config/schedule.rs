@@ -19,6 +19,12 @@ const LEAST_SIGNAL: f64 = 1e-10;
 /// does in diffusers.
 pub(crate) fn read_schedule(files: &ModelFiles, class: Class) -> Result<ScheduleConfig, LoadError> {
     let r = Reader::open(files, "scheduler/scheduler_config.json")?;
+    if let Some(own) = r.get("_class_name").and_then(Value::as_str).filter(|own| *own != class.name) {
+        tracing::warn!(
+            "model_index.json names the scheduler {}, its own file {own:?}: the index is followed",
+            class.name
+        );
+    }
     refuse_other_processes(&r, class)?;
     let schedule = ScheduleConfig {
         beta_start: beta(&r, "beta_start")?,

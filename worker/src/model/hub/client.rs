@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+};
 use reqwest::{Method, NoProxy, Proxy, Response, Url, redirect};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -244,9 +246,17 @@ fn target(url: &Url, headers: &HeaderMap) -> Result<Url, Problem> {
     Ok(next)
 }
 
+/// What a portal or a mirror sends in the place of a file.
+const WEB_PAGE: &str =
+    "a web page came in its place: does a network's login page or a proxy stand in between?";
+
+/// An answer of success that is no web page: no file that a model needs is one.
 fn succeed(response: Response) -> Result<Response, Problem> {
     if response.status().is_success() {
-        return Ok(response);
+        let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let is_page =
+            kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"));
+        return if is_page { Err(Problem::Garbled(WEB_PAGE.into())) } else { Ok(response) };
     }
     let wait = response.headers().get(RETRY_AFTER).and_then(|w| w.to_str().ok()?.trim().parse().ok());
     Err(Problem::Status(response.status().as_u16(), wait))
