@@ -13,7 +13,7 @@ use crate::raster::Scratch;
 use crate::sampler::plan::{Geometry, Plan, PlanFile, PlanKind, StagePlanFile};
 use crate::sampler::units::LatentSize;
 use crate::store::manifest::{ArrayRecord, Manifest, ManifestAt};
-use crate::store::{BlobId, RenderRecord, StateRecord};
+use crate::store::{BlobId, RenderRecord, StateRecord, StoreError};
 use crate::verify::Trace;
 use crate::view::{DziSource, LevelsSource, TiffSource, TileFetch, TileSource};
 
@@ -113,8 +113,10 @@ fn records() {
     fuzz("records", corpus, LIMITS, |_, bytes| {
         let state = serde_json::from_slice::<StateRecord>(bytes);
         let render = serde_json::from_slice::<RenderRecord>(bytes);
-        state.map(drop).or_else(refused)?;
-        render.map(drop).or_else(refused)
+        let damaged =
+            |e: serde_json::Error| refused(StoreError::Damaged { path: "r".into(), reason: e.to_string() });
+        state.map(drop).or_else(damaged)?;
+        render.map(drop).or_else(damaged)
     });
 }
 

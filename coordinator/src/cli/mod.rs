@@ -250,6 +250,8 @@ async fn run_once(command: Command) -> Result<(), Failure> {
 
 /// A line for people. A closed standard error is no reason to stop working.
 fn tell(line: &str) {
+    // Whatever a file or a server called itself, a terminal does not obey it.
+    let line: String = line.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 

@@ -22,6 +22,7 @@ use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use gigasmith_proto::domain::Array;
+use gigasmith_proto::text::Shown;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 
@@ -55,7 +56,7 @@ impl WriteError {
 
 /// A picture that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the picture {path}: {reason}")]
+#[error("cannot read the picture {}: {}", Shown(&path.to_string_lossy()), Shown(reason))]
 pub struct ReadError {
     path: PathBuf,
     reason: String,

@@ -1,6 +1,7 @@
 //! The settings that travel with a picture: as text for people and their tools, as JSON to render it
 //! again.
 
+use gigasmith_proto::text::Shown;
 use serde::{Deserialize, Serialize};
 
 use crate::sampler::plan::PlanKind;
@@ -10,7 +11,7 @@ use crate::spec::{RenderSpec, SPEC_VERSION};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     /// Not ours, or damaged.
-    #[error("the picture's settings are damaged: {0}")]
+    #[error("the picture's settings are damaged: {}", Shown(.0))]
     Malformed(String),
     /// Written by a later program.
     #[error(

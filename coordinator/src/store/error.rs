@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use gigasmith_proto::text::Shown;
+
 use super::remedy;
 
 /// Why the store could not do something.
@@ -16,7 +18,7 @@ pub enum StoreError {
         source: object_store::Error,
     },
     /// An object that is not what it should be.
-    #[error("{path} in the store is damaged: {reason}")]
+    #[error("{} in the store is damaged: {}", Shown(path), Shown(reason))]
     Damaged {
         /// Which object.
         path: String,
@@ -69,7 +71,7 @@ pub enum StoreError {
     #[error("what was written there cannot be deleted, which checkpoints need: {0}")]
     Undeletable(String),
     /// It is of a later version.
-    #[error("{path} in the store: {reason}")]
+    #[error("{} in the store: {}", Shown(path), Shown(reason))]
     Version {
         /// Which object.
         path: String,

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use gigasmith_proto::text::Shown;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -41,7 +42,7 @@ impl FromStr for BlobId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let hash = blake3::Hash::from_hex(text).map_err(|_| format!("`{text}` is no hash"))?;
+        let hash = blake3::Hash::from_hex(text).map_err(|_| format!("`{}` is no hash", Shown(text)))?;
         Ok(Self(*hash.as_bytes()))
     }
 }
@@ -192,7 +193,7 @@ struct Opened<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// It was torn or tampered with.
-    #[error("{0}")]
+    #[error("{}", Shown(.0))]
     Damaged(String),
     /// It was written by a later version.
     #[error("it has version {0}, this program reads {MANIFEST_VERSION}: use a newer gigasmith")]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gigasmith_proto::domain::{Array, ModelDescription};
+use gigasmith_proto::text::Shown;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -19,7 +20,10 @@ use crate::spec::check_pag_blocks;
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {reason}; a trace is a folder with case.json and trace.safetensors")]
+    #[error(
+        "cannot read {path}: {}; a trace is a folder with case.json and trace.safetensors",
+        Shown(reason)
+    )]
     Unreadable {
         /// Which file.
         path: PathBuf,
@@ -41,7 +45,7 @@ pub enum TraceError {
         steps: u32,
     },
     /// A setting of the case that makes no sense.
-    #[error("case.json: {0}")]
+    #[error("case.json: {}", Shown(.0))]
     Case(String),
     /// The trace was recorded with another kind of model.
     #[error(

@@ -10,6 +10,7 @@ mod tiff;
 pub(crate) mod tiff_levels;
 mod tiff_pixels;
 
+use gigasmith_proto::text::Shown;
 use serde::Serialize;
 
 pub use dzi::{DziSource, FolderTiles, TileFetch};
@@ -32,7 +33,7 @@ pub enum ViewError {
         row: u32,
     },
     /// Damaged, or of a kind that is not shown; says which.
-    #[error("{0}")]
+    #[error("{}", Shown(.0))]
     Unreadable(String),
     /// The disk's or the network's.
     #[error(transparent)]
