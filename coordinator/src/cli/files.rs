@@ -87,8 +87,8 @@ fn written(path: &Path) -> Vec<PathBuf> {
 /// Where pictures under way lie.
 #[derive(Debug, Clone, Args)]
 pub(super) struct ScratchArgs {
-    /// Folder for pictures under way, on a disk with 4 bytes for each pixel and room for the finished file: the
-    /// output's unless given.
+    /// Folder for pictures under way, on a disk with 4 bytes for each pixel, and with a store room for the
+    /// finished file: the output's unless given.
     #[arg(long, value_name = "FOLDER")]
     scratch: Option<PathBuf>,
 }
