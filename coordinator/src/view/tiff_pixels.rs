@@ -18,6 +18,10 @@ use crate::input::{jpeg, taken_as_srgb};
 use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::units::ImageSize;
 
+/// Bytes that a byte can stand for, at most: deflate's 1032 and LZW's 2730, with room.
+const MOST_PACKED: u64 = 4096;
+/// Bytes of a piece that need no reason.
+const ALWAYS_GRANTED: u64 = 16 << 20;
 /// Bytes of an index: 16 for each of 16 million pieces.
 const MOST_INDEX: usize = 256 << 20;
 
@@ -47,6 +51,8 @@ pub(super) struct TiffPixels {
     bytes: Vec<u64>,
     size: ImageSize,
     piece: ImageSize,
+    /// Whether pieces are not compressed.
+    plain: bool,
     tiled: bool,
     pub(super) warning: Option<String>,
 }
@@ -146,6 +152,7 @@ impl TiffPixels {
             pieces: pieces(ImageSize { width, height }, piece)?,
             ycc: matches!(colour, ColorType::YCbCr(_)),
             jpeg: method == ModernJPEG,
+            plain: method == CompressionMethod::None,
             tables,
             offsets,
             bytes,
@@ -183,8 +190,26 @@ impl TiffPixels {
         self.converter.saw_transparency()
     }
 
+    /// Fails for a piece that claims more samples than its bytes can hold, before memory is taken for them.
+    fn check_claim(&self, decoder: &mut Reader, index: u32) -> Result<(), ViewError> {
+        let channels = if self.planar { 1 } else { self.channels as u64 };
+        let area = u64::from(self.piece.width) * u64::from(self.piece.height);
+        let claimed = area * channels * u64::from(self.bits).div_ceil(8);
+        // The counts of uncompressed pieces are often wrong.
+        let stored = match self.plain {
+            true => decoder.inner().seek(SeekFrom::End(0))?,
+            false => self.bytes[index as usize].saturating_mul(MOST_PACKED),
+        };
+        if claimed > stored.max(ALWAYS_GRANTED) {
+            let what = format!("the TIFF is damaged: piece {index} cannot hold {} pixels", self.piece);
+            return Err(ViewError::Unreadable(what));
+        }
+        Ok(())
+    }
+
     /// The pixels of a piece, counted from left to right and top to bottom, as 8-bit RGB, and their size.
     pub(super) fn decode(&self, decoder: &mut Reader, index: u32) -> Result<(ImageSize, Vec<u8>), ViewError> {
+        self.check_claim(decoder, index)?;
         let size = self.piece_size(index);
         let planes = if self.planar { self.channels } else { 1 };
         let mut parts = Vec::with_capacity(planes);
