@@ -22,15 +22,17 @@ use crate::sampler::units::ImageSize;
 const MOST_PACKED: u64 = 4096;
 /// Bytes of a piece that need no reason.
 const ALWAYS_GRANTED: u64 = 16 << 20;
-/// Bytes of an index: 16 for each of 16 million pieces.
-const MOST_INDEX: usize = 256 << 20;
 
 pub(super) type Reader = Decoder<BufReader<Shared>>;
 
-/// A reader that takes a file's directory whatever its size: the index of a large picture has megabytes.
-pub(super) fn reader(file: Shared) -> Result<Reader, ViewError> {
+/// A reader that takes a file's directory and its pieces whatever their size, but no more memory for either than
+/// what is stored can stand for.
+pub(super) fn reader(mut file: Shared) -> Result<Reader, ViewError> {
+    let length = file.seek(SeekFrom::End(0))?;
+    file.rewind()?;
+    let most = length.saturating_mul(MOST_PACKED).max(ALWAYS_GRANTED);
     let mut limits = Limits::unlimited();
-    limits.ifd_value_size = MOST_INDEX;
+    limits.decoding_buffer_size = usize::try_from(most).unwrap_or(usize::MAX);
     Ok(Decoder::new(BufReader::new(file)).map_err(unreadable)?.with_limits(limits))
 }
 
