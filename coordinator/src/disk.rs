@@ -227,7 +227,7 @@ mod tests {
     fn what_certainly_does_not_fit_is_refused_and_what_may_not_is_warned_of() {
         let disks = Folders(&[("/small", 1, 600_000), ("/large", 2, 1 << 40), ("/medium", 3, 2 << 20)]);
         let error = check(&needs("/small", "/large/a.png"), &disks).unwrap_err().to_string();
-        for word in ["/small", "600 kB", "4.6 MB", "picture under way", "--scratch"] {
+        for word in ["/small", "600 kB", "4.3 MB", "picture under way", "--scratch"] {
             assert!(error.contains(word), "{word}: {error}");
         }
         assert!(!error.contains("-o"), "{error}");
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn one_file_system_is_counted_once() {
-        let disks = Folders(&[("/a", 1, 4_800_000), ("/b", 1, 4_800_000), ("/c", 2, 4_800_000)]);
+        let disks = Folders(&[("/a", 1, 4_350_000), ("/b", 1, 4_350_000), ("/c", 2, 4_350_000)]);
         assert!(check(&needs("/a", "/c/x.png"), &disks).is_ok());
         let error = check(&needs("/a", "/b/x.png"), &disks).unwrap_err().to_string();
         assert!(error.contains("--scratch or -o") && error.contains("the picture under way and"), "{error}");
