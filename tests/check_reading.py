@@ -132,7 +132,8 @@ def tiffs(check, pixels):
     write(folder / "pages.tif", pixels, photometric="rgb")
     write(folder / "pages.tif", pixels[::-1].copy(), photometric="rgb", append=True)
     image = pyvips.Image.new_from_array(pixels).copy(interpretation="srgb")
-    image.tiffsave(str(folder / "vips-jpeg.tif"), compression="jpeg", Q=92, tile=True, pyramid=True, subifd=True)
+    image.tiffsave(str(folder / "vips-jpeg.tif"), compression="jpeg", Q=92, tile=True,
+                   tile_width=256, tile_height=256, pyramid=True, subifd=True)
     image.tiffsave(str(folder / "big-endian.tif"), compression="none")
     for name in ["deep.tif", "deep-tiles.tif", "float.tif", "half.tif", "planes.tif", "plane-tiles.tif", "lzw.tif",
                  "packbits.tif", "pages.tif", "big-endian.tif"]:
@@ -149,7 +150,7 @@ def profiles(check, image):
     folder = check.folder
     p3 = image.icc_transform("p3", input_profile="srgb", intent="relative")
     p3.pngsave(str(folder / "p3.png"), profile="p3")
-    p3.jpegsave(str(folder / "p3.jpg"), Q=95, profile="p3", subsample_mode="off")
+    p3.jpegsave(str(folder / "p3.jpg"), Q=100, profile="p3", subsample_mode="off")
     p3.tiffsave(str(folder / "p3.tif"), profile="p3")
     p3.webpsave(str(folder / "p3.webp"), lossless=True, profile="p3")
     deep = image.icc_transform("p3", input_profile="srgb", intent="relative", depth=16)

@@ -6,7 +6,7 @@ const PREFIX: &str = "GIGASMITH_";
 /// Those that set no flag and mean something.
 const OTHERS: [&str; 2] = ["CONFIG", "ISA"];
 /// What begins so is for the project's own tests and benchmarks.
-const OF_TESTS: [&str; 6] = ["BENCH_", "FAULT", "KILLS", "PYTHON", "SIM_", "TEST_"];
+const OF_TESTS: [&str; 7] = ["BENCH_", "FAULT", "FUZZ_", "KILLS", "PYTHON", "SIM_", "TEST_"];
 /// Edits that a slip of the finger takes at the most.
 const SLIP: usize = 2;
 

@@ -47,12 +47,12 @@ fn ids_are_those_of_the_reference() {
 }
 
 /// The same of CLIP's own vocabulary, which is too large to be kept here: `tokens.py clip` makes its folder, which
-/// `GIGASMITH_CLIP` names.
+/// `GIGASMITH_TEST_CLIP` names.
 #[test]
 #[allow(clippy::print_stdout)]
 fn ids_are_those_of_the_reference_with_clips_vocabulary() {
-    let Some(folder) = std::env::var_os("GIGASMITH_CLIP") else {
-        println!("skipped: GIGASMITH_CLIP names no folder with CLIP's vocabulary");
+    let Some(folder) = std::env::var_os("GIGASMITH_TEST_CLIP") else {
+        println!("skipped: GIGASMITH_TEST_CLIP names no folder with CLIP's vocabulary");
         return;
     };
     let files = ModelFiles::Folder(folder.into());
