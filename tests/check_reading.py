@@ -156,8 +156,10 @@ def profiles(check, image):
     deep = image.icc_transform("p3", input_profile="srgb", intent="relative", depth=16)
     deep.pngsave(str(folder / "p3-deep.png"), profile="p3")
     deep.tiffsave(str(folder / "p3-deep.tif"), profile="p3")
-    for name in ["p3.png", "p3.jpg", "p3.tif", "p3.webp", "p3-deep.png", "p3-deep.tif"]:
+    for name in ["p3.png", "p3.tif", "p3.webp", "p3-deep.png", "p3-deep.tif"]:
         check.means(name)
+    # JPEG rounds before the colours are converted, which makes more of it.
+    check.means("p3.jpg", tolerance=ROUGH)
     cmyk = image.icc_transform("cmyk", input_profile="srgb", intent="relative")
     cmyk.jpegsave(str(folder / "cmyk.jpg"), Q=97, profile="cmyk")
     cmyk.tiffsave(str(folder / "cmyk.tif"), profile="cmyk")
