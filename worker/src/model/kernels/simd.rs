@@ -23,6 +23,11 @@ pub(super) enum Set {
     Baseline,
 }
 
+/// The instruction set that `GIGASMITH_ISA` names; set to nothing it names none.
+fn asked() -> Option<String> {
+    std::env::var("GIGASMITH_ISA").ok().filter(|name| !name.is_empty())
+}
+
 impl Isa {
     /// Every set that this CPU has, the widest first.
     pub(crate) fn all() -> Vec<Self> {
@@ -48,7 +53,7 @@ impl Isa {
         static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
         *BEST.get_or_init(|| {
             let all = Self::all();
-            let Ok(name) = std::env::var("GIGASMITH_ISA") else { return all[0] };
+            let Some(name) = asked() else { return all[0] };
             all.iter().find(|isa| isa.name() == name).copied().unwrap_or_else(|| {
                 let known: Vec<_> = all.iter().map(|isa| isa.name()).collect();
                 tracing::warn!(
@@ -75,8 +80,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             static HAS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-            let has =
-                || std::is_x86_feature_detected!("avx512bf16") && std::env::var_os("GIGASMITH_ISA").is_none();
+            let has = || std::is_x86_feature_detected!("avx512bf16") && asked().is_none();
             self.0 == Set::Avx512 && *HAS.get_or_init(has)
         }
         #[cfg(not(target_arch = "x86_64"))]
