@@ -121,7 +121,7 @@ fn a_worker_that_stops_answering_holds_nothing_up_and_its_late_results_do_no_har
 #[test]
 fn a_coordinator_that_restarts_goes_on_with_the_workers_that_wait_for_it() {
     let mut coordinator = Coordinator::start(&[]);
-    let workers = ["a", "b"].map(|name| coordinator.worker("synthetic:side=16,latency=8", name));
+    let workers = ["a", "b"].map(|name| coordinator.worker("synthetic:side=16,latency=30", name));
     for (plan, power_cut) in PLANS.into_iter().zip([true, false]) {
         let expected = reference(coordinator.folder.path(), &settings(plan));
         let id = submit(&coordinator, plan, &[]);
