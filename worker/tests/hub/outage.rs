@@ -17,7 +17,7 @@ fn bad_days() -> Vec<(&'static str, Habits)> {
         ("status 503 (5 tries)", status(503)),
         ("status 504 (5 tries)", status(504)),
         ("status 418", status(418)),
-        ("not the JSON expected", Habits { is_rubbish: true, ..Habits::default() }),
+        ("a web page came in its place", Habits { is_rubbish: true, ..Habits::default() }),
         ("no answer for 0.2 s (5 tries)", Habits { is_silent: true, ..Habits::default() }),
     ]
 }
