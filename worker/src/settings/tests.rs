@@ -115,8 +115,11 @@ fn a_list_is_taken_only_where_several_values_are() {
     assert_eq!(value("test-sizes = [2, 4]", "test-sizes").unwrap(), ["2", "4"]);
     assert_eq!(value("test-seeds = [1, '3..4']", "test-seeds").unwrap(), ["1,3..4"]);
     assert_eq!(value("test-seeds = 7", "test-seeds").unwrap(), ["7"]);
-    assert!(value("test-seeds = []", "test-seeds").unwrap().is_empty(), "not given");
-    for wrong in ["test-colour = ['red', 'blue']", "test-colour = ['red']", "test-colour = []"] {
+    for (wrong, flag) in [("test-seeds = []", "test-seeds"), ("test-colour = []", "test-colour")] {
+        let error = value(wrong, flag).unwrap_err();
+        assert!(error.contains(&format!("`{flag}` takes a value, and the list has none")), "{error}");
+    }
+    for wrong in ["test-colour = ['red', 'blue']", "test-colour = ['red']"] {
         let error = value(wrong, "test-colour").unwrap_err();
         assert!(error.contains("`test-colour` takes one value"), "{error}");
     }
