@@ -18,7 +18,7 @@ use crate::output::{Format, Kind, Quality};
 use crate::sampler::tiles::pool::{ROUNDS, samples};
 use crate::sampler::tiles::{Cut, Network, Tiling, VaeMode};
 use crate::sampler::units::ImageSize;
-use crate::spec::RenderSpec;
+use crate::spec::{RenderSpec, StagePlans};
 
 /// Main memory of a coordinator beside what is counted: itself, its store's client, the encoders of files.
 const IDLE_BYTES: u64 = 128 << 20;
@@ -118,8 +118,9 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// What a render takes. `has_picture`: one takes the place of the base stage.
-    pub fn of(spec: &RenderSpec, model: &ModelDescription, has_picture: bool, crew: Crew) -> Self {
+    /// What a render takes.
+    pub fn of(spec: &RenderSpec, model: &ModelDescription, plans: &StagePlans, crew: Crew) -> Self {
+        let has_picture = spec.image_hash.is_some();
         let rows = 1 + u64::from(spec.guidance_scale > 1.0) + u64::from(spec.pag.is_some());
         let mut estimate = Self {
             stages: Vec::new(),
@@ -139,7 +140,7 @@ impl Estimate {
         };
         let last = spec.upscales.len() as u32;
         for stage in u32::from(has_picture)..=last {
-            estimate.add_stage(spec, model, (stage, last), crew);
+            estimate.add_stage((spec, model), plans, (stage, last), crew);
         }
         let target = spec.stage_size(last).expect("it is the last");
         if has_picture {
@@ -153,16 +154,15 @@ impl Estimate {
 
     fn add_stage(
         &mut self,
-        spec: &RenderSpec,
-        model: &ModelDescription,
+        (spec, model): (&RenderSpec, &ModelDescription),
+        plans: &StagePlans,
         (stage, last): (u32, u32),
         crew: Crew,
     ) {
         let size = spec.stage_size(stage).expect("it is one of the spec's");
         let latent = size.latent(model.latent_factor);
         let slider = stage.checked_sub(1).map_or(0, |i| spec.upscales[i as usize].slider);
-        let plan = spec.draw_plan(stage, model);
-        let (patches, window) = (plan.len() as u64, plan.geometry().window);
+        let (patches, window) = (plans.counts()[stage as usize], plans.geometry(stage).window);
         let channels = u64::from(model.latent_channels);
         let element = if spec.wire == WireDtype::F16 { 2 } else { 4 };
         let patch = channels * window.area() as u64 * element + MESSAGE;

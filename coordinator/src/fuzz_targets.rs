@@ -2,6 +2,7 @@
 
 use std::io::{self, Cursor};
 
+use crate::digest::Digest;
 use crate::fuzz::{Limits, Verdict, fuzz};
 use crate::input::{read_picture, read_settings};
 use crate::output::testing::{Memory, embedded};
@@ -13,7 +14,7 @@ use crate::raster::Scratch;
 use crate::sampler::plan::{Geometry, Plan, PlanFile, PlanKind, StagePlanFile};
 use crate::sampler::units::LatentSize;
 use crate::store::manifest::{ArrayRecord, Manifest, ManifestAt};
-use crate::store::{BlobId, RenderRecord, StateRecord, StoreError};
+use crate::store::{RenderRecord, StateRecord, StoreError};
 use crate::verify::Trace;
 use crate::view::{DziSource, LevelsSource, TiffSource, TileFetch, TileSource};
 
@@ -72,7 +73,7 @@ fn manifests() {
     let ManifestAt::Sampling { canvas, .. } = sampling.at.clone() else {
         unreachable!("it is of a sampling")
     };
-    let (blob, shape) = (BlobId::of(b"some"), [3, 8, 8]);
+    let (blob, shape) = (Digest::of(b"some"), [3, 8, 8]);
     let at = ManifestAt::Decoding {
         canvas,
         latent: vec![blob],

@@ -7,6 +7,7 @@
 #[cfg(feature = "embedded-worker")]
 pub mod cli;
 pub mod control;
+pub mod digest;
 pub mod disk;
 #[cfg(feature = "embedded-worker")]
 pub mod embedded;

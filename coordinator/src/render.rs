@@ -1,12 +1,14 @@
 //! One render, from spec to picture: the paper's method in the order the paper tells it.
 //!
 //! Every network call is a task of the farm; everything between the calls is the sampler's. This file
-//! only says what follows what. A render can be left at any moment and taken up elsewhere: along the way it
-//! gives its [`Journal`] the points it could go on from.
+//! only says what follows what: [`Render::step`] leads from a [`Position`] to the next. A render can be left at
+//! any moment and taken up elsewhere, at the position where it stood: along the way it gives its [`Journal`] the
+//! points it could go on from.
 
 mod course;
 mod flight;
 mod live;
+mod position;
 mod sampling;
 mod tiles;
 mod vae;
@@ -16,26 +18,25 @@ use std::sync::Arc;
 use gigasmith_proto::domain::{Array, Conditioning, Task, TaskResult, TextEncoding};
 use tokio_util::sync::CancellationToken;
 
-pub use course::{Course, Journal, Point, PointAt, Progress, Resumed, ResumedAt, SavedDecoding, StageBegin};
+pub use course::{Course, Journal, Point, PointAt, Progress, SavedDecoding, StageBegin};
 pub use live::{Cells, Glance, Live, Shown};
+pub use position::{Position, StageFrom, Start};
 pub use sampling::Sampling;
 pub use tiles::Enlarged;
 pub use vae::{mean_and_std, sampled_latent};
 
+use crate::digest::Digest;
 use crate::farm::{Lane, TaskError, TaskOrder};
 use crate::raster::{Raster, Source};
-use crate::sampler::blocks::BlockGrid;
 use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
 use crate::sampler::philox::Purpose;
-use crate::sampler::plan::Plan;
 use crate::sampler::resize::Picture;
 use crate::sampler::schedule::{Schedule, ScheduleError};
-use crate::sampler::stage::{RestoreError, StageRun, Start};
-use crate::sampler::torch_rng;
+use crate::sampler::stage::{RestoreError, StageRun};
 use crate::sampler::units::ImageSize;
-use crate::spec::{RenderSpec, Rng};
-use crate::store::BlobId;
+use crate::sampler::{self, torch_rng};
+use crate::spec::{RenderSpec, Rng, StagePlans};
 use flight::at_leisure;
 use live::Painter;
 
@@ -62,15 +63,6 @@ pub enum RenderError {
     Stopped,
 }
 
-/// What a render takes besides its spec.
-#[derive(Debug, Default)]
-pub struct RenderInputs {
-    /// Takes the place of the base stage.
-    pub picture: Option<Picture>,
-    /// Plans of the upscale stages, in order, instead of drawn ones.
-    pub plans: Option<Vec<Plan>>,
-}
-
 /// What a render makes.
 #[derive(Debug)]
 pub struct Rendered {
@@ -78,49 +70,48 @@ pub struct Rendered {
     pub picture: Arc<Raster>,
     /// The last stage's latent, (channels, height, width); `None` when no stage ran.
     pub latent: Option<Arc<Array>>,
-    /// The plans of the upscale stages.
-    pub plans: Vec<Plan>,
+    /// The plans of its stages.
+    pub plans: StagePlans,
 }
 
-/// Renders a picture. `inputs` must fit the spec: a picture exactly when the spec has an image hash.
+/// Renders a picture from the beginning. `picture`: takes the place of the base stage, exactly when the spec has
+/// an image hash.
 pub async fn render(
     lane: Arc<Lane>,
     spec: &RenderSpec,
-    inputs: RenderInputs,
+    picture: Option<Picture>,
     progress: &mut dyn Progress,
 ) -> Result<Rendered, RenderError> {
     let mut nothing = ();
     let mut course = Course::new(progress, &mut nothing, CancellationToken::new());
-    render_from(lane, spec, inputs, Resumed::default(), &mut course).await
+    let plans = StagePlans::drawn(spec, lane.model());
+    render_from(lane, (spec, plans), Start::beginning(picture), &mut course).await
 }
 
-/// Renders a picture from where it was left, which must be a point of the same spec. Inputs that are needed
-/// only before that point may be missing.
+/// Renders a picture from a position of the same spec and plans.
 pub async fn render_from(
     lane: Arc<Lane>,
-    spec: &RenderSpec,
-    inputs: RenderInputs,
-    resumed: Resumed,
+    (spec, plans): (&RenderSpec, StagePlans),
+    start: Start,
     course: &mut Course<'_>,
 ) -> Result<Rendered, RenderError> {
     let stop = course.stop.clone();
     tokio::select! {
         // The render first: where it can leave a last point, it does.
         biased;
-        done = run(lane, spec, inputs, resumed, course) => done,
+        done = run(lane, (spec, plans), start, course) => done,
         () = stop.cancelled() => Err(RenderError::Stopped),
     }
 }
 
 async fn run(
     lane: Arc<Lane>,
-    spec: &RenderSpec,
-    inputs: RenderInputs,
-    resumed: Resumed,
+    (spec, plans): (&RenderSpec, StagePlans),
+    start: Start,
     course: &mut Course<'_>,
 ) -> Result<Rendered, RenderError> {
     let schedule = Schedule::new(&lane.model().schedule, spec.steps)?;
-    let conditioning = match resumed.conditioning {
+    let conditioning = match start.conditioning {
         Some(conditioning) => conditioning,
         None => encode_prompts(&lane, spec, course.progress).await?,
     };
@@ -132,81 +123,17 @@ async fn run(
         pag: spec.pag.clone(),
         crops: spec.crops,
     };
-    let render = Render { sampling, spec, schedule };
-    let mut given = inputs.plans.map(Vec::into_iter);
-    let mut plans = Vec::new();
-    for stage in 1..=spec.upscales.len() as u32 {
-        let plan = given.as_mut().and_then(Iterator::next);
-        plans.push(plan.unwrap_or_else(|| at_leisure(|| render.draw_plan(stage))));
+    let render = Render { sampling, spec, plans, schedule };
+    if let Position::Decoding { stage, .. } = start.position {
+        course.progress.taken_up(render.begin(stage, (0, 0)));
     }
-    let last = spec.upscales.len() as u32;
-    let mut picture = inputs.picture;
-    let (mut latent, mut decoded) = (None, SavedDecoding::default());
-    // The first stage that is not finished, and where it was left.
-    let (mut stage, mut left) = (u32::from(picture.is_some()), None);
-    match resumed.at {
-        None => {}
-        Some(ResumedAt::Stage { stage: at, plan, guide, saved }) => {
-            (stage, left) = (at, Some((plan, guide, saved)));
-        }
-        Some(ResumedAt::Finished { stage: at, latent: finished, decoded: tiles }) => {
-            let total = spec.upscales.len() as u32 + 1;
-            let begin = StageBegin { stage: at, total, size: render.size(at), patches: 0, done: 0 };
-            course.progress.taken_up(begin);
-            (stage, latent, decoded) = (at + 1, Some(Arc::new(finished)), tiles);
+    let mut position = start.position;
+    loop {
+        position = match position {
+            Position::Written(rendered) => return Ok(rendered),
+            position => render.step(position, course).await?,
         }
     }
-    while stage <= last {
-        let plan = match stage.checked_sub(1) {
-            None => at_leisure(|| render.draw_plan(0)),
-            Some(upscale) => plans[upscale as usize].clone(),
-        };
-        let run = match left.take() {
-            Some((before, guide, saved)) => {
-                if before != BlobId::from(plan.hash()).to_string() {
-                    return Err(RenderError::Plan);
-                }
-                let start = render.start(stage, guide.map(|g| render.guide(stage, g)));
-                let schedule = render.schedule.clone();
-                at_leisure(|| StageRun::restore(plan, schedule, start, saved))?
-            }
-            None => {
-                // What the stage before made; nobody after this one looks at it.
-                let made = (picture.take(), latent.take());
-                let guide = match render.slider(stage) {
-                    0 => None,
-                    _ => {
-                        let picture = match made {
-                            (Some(picture), _) => Source::Memory(Arc::new(picture)),
-                            (None, latent) => {
-                                let latent = latent.expect("a guided stage follows another, or a picture");
-                                let (grid, decoded) =
-                                    (render.grid(stage - 1, &plans), std::mem::take(&mut decoded));
-                                Source::Disk(
-                                    render.to_picture(stage - 1, (&latent, grid), decoded, course).await?,
-                                )
-                            }
-                        };
-                        Some(render.guide_from(stage, picture, course).await?)
-                    }
-                };
-                let start = render.start(stage, guide);
-                at_leisure(|| StageRun::new(plan, render.schedule.clone(), start))
-            }
-        };
-        latent = Some(Arc::new(render.run_stage(stage, run, course).await?));
-        stage += 1;
-    }
-    let picture = match (&latent, picture) {
-        (Some(latent), _) => {
-            render.to_picture(last, (latent, render.grid(last, &plans)), decoded, course).await?
-        }
-        (None, picture) => {
-            let picture = picture.expect("without a stage the picture is given");
-            Arc::new(at_leisure(|| Raster::of(&picture, &course.scratch))?)
-        }
-    };
-    Ok(Rendered { picture, latent, plans })
 }
 
 async fn encode_prompts(
@@ -248,12 +175,85 @@ pub async fn encode_text(lane: &Lane, prompt: &str) -> Result<TextEncoding, Task
 struct Render<'a> {
     sampling: Sampling,
     spec: &'a RenderSpec,
+    plans: StagePlans,
     schedule: Schedule,
 }
 
 impl Render<'_> {
+    /// From a position to the next: the base, then of every stage its patches and its picture, which guides the
+    /// stage after.
+    async fn step(&self, position: Position, course: &mut Course<'_>) -> Result<Position, RenderError> {
+        match position {
+            Position::Base { picture: None } => Ok(Position::Stage { stage: 0, from: StageFrom::Noise }),
+            Position::Base { picture: Some(picture) } if self.last() == 0 => {
+                let picture = Arc::new(at_leisure(|| Raster::of(&picture, &course.scratch))?);
+                Ok(Position::Written(Rendered { picture, latent: None, plans: self.plans.clone() }))
+            }
+            Position::Base { picture: Some(picture) } => Ok(self.after(0, Source::Memory(Arc::new(picture)))),
+            Position::Stage { stage, from } => {
+                let run = self.stage_run(stage, from, course).await?;
+                let latent = Arc::new(self.run_stage(stage, run, course).await?);
+                Ok(Position::Decoding { stage, latent, decoded: SavedDecoding::default() })
+            }
+            // Nobody looks at its picture.
+            Position::Decoding { stage, .. } if stage < self.last() && self.slider(stage + 1) == 0 => {
+                Ok(Position::Stage { stage: stage + 1, from: StageFrom::Noise })
+            }
+            Position::Decoding { stage, latent, decoded } => {
+                let (begin, grid) = (self.begin(stage, (0, 0)), self.plans.grid(stage));
+                let decoding = (&latent, grid);
+                let vae = self.spec.vae;
+                let picture = self.sampling.decode_picture((begin, vae), decoding, decoded, course).await?;
+                Ok(match stage == self.last() {
+                    true => {
+                        let (latent, plans) = (Some(latent), self.plans.clone());
+                        Position::Written(Rendered { picture, latent, plans })
+                    }
+                    false => self.after(stage, Source::Disk(picture)),
+                })
+            }
+            written @ Position::Written(_) => Ok(written),
+        }
+    }
+
+    /// The stage after the one that made a picture.
+    fn after(&self, stage: u32, picture: Source) -> Position {
+        let stage = stage + 1;
+        let from = if self.slider(stage) == 0 { StageFrom::Noise } else { StageFrom::Picture(picture) };
+        Position::Stage { stage, from }
+    }
+
+    /// A stage at its first patch, or where it was left.
+    async fn stage_run(
+        &self,
+        stage: u32,
+        from: StageFrom,
+        course: &mut Course<'_>,
+    ) -> Result<StageRun, RenderError> {
+        let schedule = self.schedule.clone();
+        let guide = match from {
+            StageFrom::Noise => None,
+            StageFrom::Picture(picture) => Some(self.guide_from(stage, picture, course).await?),
+            StageFrom::Left { plan: before, guide, saved } => {
+                let start = self.start(stage, guide.map(|g| Guide::new(g, self.noise(stage))));
+                return at_leisure(|| {
+                    let plan = self.plans.plan(stage);
+                    if before != Digest::from(plan.hash()) {
+                        return Err(RenderError::Plan);
+                    }
+                    Ok(StageRun::restore(plan, schedule, start, saved)?)
+                });
+            }
+        };
+        Ok(at_leisure(|| StageRun::new(self.plans.plan(stage), schedule, self.start(stage, guide))))
+    }
+
+    fn last(&self) -> u32 {
+        self.spec.upscales.len() as u32
+    }
+
     fn size(&self, stage: u32) -> ImageSize {
-        stage.checked_sub(1).map_or(self.spec.base, |i| self.spec.upscales[i as usize].size)
+        self.spec.stage_size(stage).expect("a stage of the spec")
     }
 
     /// Guided steps of a stage; the base has none.
@@ -261,16 +261,8 @@ impl Render<'_> {
         stage.checked_sub(1).map_or(0, |i| self.spec.upscales[i as usize].slider as usize)
     }
 
-    /// How a stage's canvas is cut.
-    fn grid(&self, stage: u32, plans: &[Plan]) -> BlockGrid {
-        match stage.checked_sub(1) {
-            None => BlockGrid::of(&at_leisure(|| self.draw_plan(0))),
-            Some(upscale) => BlockGrid::of(&plans[upscale as usize]),
-        }
-    }
-
-    fn draw_plan(&self, stage: u32) -> Plan {
-        self.spec.draw_plan(stage, self.sampling.model())
+    fn begin(&self, stage: u32, (done, patches): (usize, usize)) -> StageBegin {
+        StageBegin { stage, total: self.last() + 1, size: self.size(stage), patches, done }
     }
 
     fn field(&self, stage: u32, purpose: Purpose) -> NoiseField {
@@ -290,15 +282,11 @@ impl Render<'_> {
         }
     }
 
-    fn guide(&self, stage: u32, latent: Array) -> Guide {
-        Guide::new(latent, self.noise(stage))
-    }
-
     /// What a stage starts from: noise alone, as ordinary sampling does, or a guide.
-    fn start(&self, stage: u32, guide: Option<Guide>) -> Start {
+    fn start(&self, stage: u32, guide: Option<Guide>) -> sampler::stage::Start {
         match guide {
-            Some(guide) => Start::Guided { guide, slider: self.slider(stage) },
-            None => Start::Noise(self.noise(stage)),
+            Some(guide) => sampler::stage::Start::Guided { guide, slider: self.slider(stage) },
+            None => sampler::stage::Start::Noise(self.noise(stage)),
         }
     }
 
@@ -312,7 +300,7 @@ impl Render<'_> {
         let enlarged = Enlarged::new(picture, self.size(stage));
         let (mode, noise) = ((stage, self.spec.vae), self.field(stage, Purpose::Encode));
         let latent = self.sampling.encode_latent(mode, enlarged, &noise, course).await?;
-        Ok(self.guide(stage, latent))
+        Ok(Guide::new(latent, self.noise(stage)))
     }
 
     async fn run_stage(
@@ -321,31 +309,17 @@ impl Render<'_> {
         run: StageRun,
         course: &mut Course<'_>,
     ) -> Result<Array, RenderError> {
-        let ((done, patches), size) = (run.progress(), self.size(stage));
-        let total = self.spec.upscales.len() as u32 + 1;
-        let begin = StageBegin { stage, total, size, patches, done };
+        let (done, patches) = run.progress();
+        let begin = self.begin(stage, (done, patches));
         if done < patches {
             course.progress.stage(begin);
         }
         let Some(live) = course.live.clone() else {
-            return self.sampling.run_stage(stage, size, run, &mut (), course).await;
+            return self.sampling.run_stage(stage, begin.size, run, &mut (), course).await;
         };
         at_leisure(|| live.begin(begin, &run, self.sampling.model()));
         let rules = run.rules().clone();
         let mut painter = Painter { live: &live, schedule: rules.schedule() };
-        self.sampling.run_stage(stage, size, run, &mut painter, course).await
-    }
-
-    /// Decodes the latent of a stage.
-    async fn to_picture(
-        &self,
-        stage: u32,
-        latent: (&Arc<Array>, BlockGrid),
-        decoded: SavedDecoding,
-        course: &mut Course<'_>,
-    ) -> Result<Arc<Raster>, RenderError> {
-        let total = self.spec.upscales.len() as u32 + 1;
-        let begin = StageBegin { stage, total, size: self.size(stage), patches: 0, done: 0 };
-        self.sampling.decode_picture((begin, self.spec.vae), latent, decoded, course).await
+        self.sampling.run_stage(stage, begin.size, run, &mut painter, course).await
     }
 }

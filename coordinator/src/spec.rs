@@ -3,6 +3,8 @@
 //! It is stored with the picture, and read back to make the same picture again. No time, host, path or
 //! worker is part of it.
 
+mod plans;
+
 use std::collections::BTreeSet;
 
 use gigasmith_proto::MAX_MESSAGE_BYTES;
@@ -10,11 +12,12 @@ use gigasmith_proto::domain::{Component, ModelDescription, NumericClass, WireDty
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::sampler::cascade::{Cascade, CascadeError};
-use crate::sampler::plan::{Geometry, Plan, PlanKind};
+use crate::digest::Digest;
+use crate::sampler::cascade::{Cascade, CascadeError, MAX_STAGES};
+use crate::sampler::plan::PlanKind;
 use crate::sampler::tiles::{Cut, VaeMode};
 use crate::sampler::units::ImageSize;
-use crate::store::BlobId;
+pub use plans::{StagePlans, read_plan_file};
 
 /// The newest version of [`RenderSpec`]. A spec has the oldest version that can say what it says, so that
 /// programs that know no newer one read it, or refuse it.
@@ -169,8 +172,8 @@ pub enum SpecError {
 
 impl RenderSpec {
     /// The BLAKE3 of its JSON: what checkpoints are bound to.
-    pub fn hash(&self) -> BlobId {
-        BlobId::of(&serde_json::to_vec(self).expect("a spec is plain data"))
+    pub fn hash(&self) -> Digest {
+        Digest::of(&serde_json::to_vec(self).expect("a spec is plain data"))
     }
 
     /// The size of a stage's picture, 0 for the base; `None` beyond the last.
@@ -179,17 +182,6 @@ impl RenderSpec {
             None => Some(self.base),
             Some(i) => self.upscales.get(i as usize).map(|u| u.size),
         }
-    }
-
-    /// The plan of a stage, 0 for the base: follows from the spec and the model's sizes alone.
-    pub fn draw_plan(&self, stage: u32, model: &ModelDescription) -> Plan {
-        let size = self.stage_size(stage).expect("a stage of the spec");
-        let (canvas, steps) = (size.latent(model.latent_factor), self.steps as usize);
-        if stage == 0 && !self.base_in_windows {
-            return Plan::whole(canvas, steps);
-        }
-        let geometry = Geometry::new(canvas, model.patch_side as usize);
-        Plan::draw(self.plan, geometry, steps, self.seed, stage)
     }
 
     /// Every setting that differs in `other`: its name, the value here, the value there.
@@ -203,6 +195,9 @@ impl RenderSpec {
     /// Whether every setting is in its range and known to the model. Steps and sliders are checked
     /// where they are resolved.
     pub fn check(&self, model: &ModelDescription) -> Result<(), SpecError> {
+        if self.upscales.len() > MAX_STAGES {
+            return Err(CascadeError::TooManyStages(self.upscales.len()).into());
+        }
         let sizes = || self.upscales.iter().map(|u| u.size);
         let base = (self.image_hash.is_none()).then_some(self.base);
         base.into_iter().chain(sizes()).try_for_each(|s| Cascade::check(s, model.latent_factor))?;

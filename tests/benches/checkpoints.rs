@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use gigasmith_coordinator::farm::{Farm, FarmOptions, LaneOptions, service};
 use gigasmith_coordinator::net::{self, doorman};
 use gigasmith_coordinator::render::{
-    Course, Journal, Point, PointAt, Progress, RenderError, RenderInputs, Resumed, ResumedAt, StageBegin,
+    Course, Journal, Point, PointAt, Position, Progress, RenderError, StageBegin, StageFrom, Start,
     render_from,
 };
 use gigasmith_coordinator::request::{RenderRequest, RequestInputs};
@@ -30,9 +30,9 @@ use gigasmith_coordinator::sampler::plan::{Geometry, Plan, PlanKind};
 use gigasmith_coordinator::sampler::stage::SavedStage;
 use gigasmith_coordinator::sampler::tiles::VaeMode;
 use gigasmith_coordinator::sampler::units::ImageSize;
-use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec};
+use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, StagePlans, UpscaleSpec};
 use gigasmith_coordinator::store::{
-    self, BlobId, Claim, Found, KeepOptions, Keeper, KeeperStart, NewRender, Owner, RenderStore, Tally,
+    self, Claim, Found, KeepOptions, Keeper, KeeperStart, NewRender, Owner, RenderStore, Tally,
 };
 use gigasmith_proto::domain::{ModelDescription, WireDtype};
 use gigasmith_worker::backend::Backend;
@@ -111,7 +111,7 @@ impl Case {
     }
 
     /// The beginning of the stage, with noise for a guide: no picture is ever in memory.
-    fn beginning(self, model: &ModelDescription) -> Resumed {
+    fn beginning(self, model: &ModelDescription) -> Start {
         let canvas = ImageSize { width: self.size, height: self.size }.latent(model.latent_factor);
         let geometry = Geometry::new(canvas, model.patch_side as usize);
         let plan = Plan::draw(PlanKind::Balanced, geometry, self.steps as usize, 1, 1);
@@ -119,11 +119,8 @@ impl Case {
         let guide = NoiseField::from_seed(1, 1, Purpose::Encode, channels).whole(canvas);
         let saved =
             SavedStage { grid: BlockGrid::of(&plan), committed: PatchSet::default(), blocks: Vec::new() };
-        let plan = BlobId::from(plan.hash()).to_string();
-        Resumed {
-            conditioning: None,
-            at: Some(ResumedAt::Stage { stage: 1, plan, guide: Some(guide), saved }),
-        }
+        let from = StageFrom::Left { plan: plan.hash().into(), guide: Some(guide), saved };
+        Start { conditioning: None, position: Position::Stage { stage: 1, from } }
     }
 }
 
@@ -197,14 +194,14 @@ impl Bench {
     async fn run(
         &self,
         spec: &RenderSpec,
-        resumed: Resumed,
+        start: Start,
         progress: &mut dyn Progress,
         journal: &mut dyn Journal,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let lane = Arc::new(self.farm.lane(LaneOptions::new(self.model.clone())).await?);
         let mut course = Course::new(progress, journal, stop);
-        match render_from(lane, spec, RenderInputs::default(), resumed, &mut course).await {
+        match render_from(lane, (spec, StagePlans::drawn(spec, &self.model)), start, &mut course).await {
             Ok(_) | Err(RenderError::Stopped) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -247,15 +244,15 @@ async fn cost(case: Case, latency: u64, count: usize, pairs: usize) -> anyhow::R
     for pair in 0..pairs {
         let folder = tempfile::tempdir()?;
         let plain = async || -> anyhow::Result<f64> {
-            let (resumed, started) = (case.beginning(&bench.model), Instant::now());
-            bench.run(&spec, resumed, &mut (), &mut (), CancellationToken::new()).await?;
+            let (start, started) = (case.beginning(&bench.model), Instant::now());
+            bench.run(&spec, start, &mut (), &mut (), CancellationToken::new()).await?;
             Ok(started.elapsed().as_secs_f64())
         };
         let kept = async || -> anyhow::Result<(f64, Tally)> {
             let (store, claim) = taken_up(folder.path(), "cost").await?;
-            let (resumed, started) = (case.beginning(&bench.model), Instant::now());
+            let (start, started) = (case.beginning(&bench.model), Instant::now());
             let mut keeper = keeper(&store, claim, &spec, Found::default(), every);
-            bench.run(&spec, resumed, &mut (), &mut keeper, CancellationToken::new()).await?;
+            bench.run(&spec, start, &mut (), &mut keeper, CancellationToken::new()).await?;
             Ok((started.elapsed().as_secs_f64(), keeper.tally()))
         };
         // In turns, so that neither is always first.
@@ -319,7 +316,7 @@ async fn resume(folder: &Path, size: u32, every: usize) -> anyhow::Result<()> {
     let keeper = keeper(&store, claim, &spec, restored.found, Duration::ZERO);
     let mut journal = Counted::new(keeper, every, stop.clone());
     let mut first = First { started, before: 0, first: None };
-    bench.run(&spec, restored.resumed, &mut first, &mut journal, stop).await?;
+    bench.run(&spec, restored.start, &mut first, &mut journal, stop).await?;
     journal.close().await?;
     println!(
         "  resumed after {} patches: read and checked in {:.2} s, first patch after {:.2} s",

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use gigasmith_coordinator::farm::{Farm, FarmOptions, LaneOptions, service};
 use gigasmith_coordinator::net::{self, doorman};
-use gigasmith_coordinator::render::{RenderInputs, render};
+use gigasmith_coordinator::render::render;
 use gigasmith_coordinator::sampler::guidance::Guide;
 use gigasmith_coordinator::sampler::noise::NoiseField;
 use gigasmith_coordinator::sampler::philox::Purpose;
@@ -210,7 +210,7 @@ async fn stage(cores: usize, all: usize, size: u32, steps: u32) -> anyhow::Resul
     let model = farm.model().await?;
     let side = ImageSize { width: 64, height: 64 };
     let picture = Picture::new(side, (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect());
-    let inputs = RenderInputs { picture: Some(picture), plans: None };
+    let inputs = Some(picture);
     let mut clock = Clock::default();
     let lane = Arc::new(farm.lane(LaneOptions::new(model.clone())).await?);
     render(lane, &spec(&model, size, steps), inputs, &mut clock).await?;

@@ -19,7 +19,7 @@ use gigasmith_coordinator::farm::table::{
 use gigasmith_coordinator::farm::{Farm, FarmOptions, LaneOptions, TaskOrder, service};
 use gigasmith_coordinator::net;
 use gigasmith_coordinator::net::doorman;
-use gigasmith_coordinator::render::{RenderInputs, render};
+use gigasmith_coordinator::render::render;
 use gigasmith_coordinator::sampler::graph::{Frontier, Graph};
 use gigasmith_coordinator::sampler::plan::{Geometry, Plan, PlanKind};
 use gigasmith_coordinator::sampler::resize::Picture;
@@ -219,7 +219,7 @@ async fn run(case: &Case) -> anyhow::Result<Duration> {
     farm.watch_roster().wait_for(|r| r.workers() == case.speeds.len()).await?;
     let side = ImageSize { width: 64, height: 64 };
     let picture = Picture::new(side, (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect());
-    let inputs = RenderInputs { picture: Some(picture), plans: None };
+    let inputs = Some(picture);
     let mut clock = Clock::default();
     let lane = Arc::new(farm.lane(LaneOptions::new(model.clone())).await?);
     render(lane, &spec(&model, case), inputs, &mut clock).await?;

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use gigasmith_coordinator::embedded::EmbeddedFarm;
-use gigasmith_coordinator::render::{RenderInputs, Rendered, render};
+use gigasmith_coordinator::render::{Rendered, render};
 use gigasmith_coordinator::sampler::blend::{Cell, cells};
 use gigasmith_coordinator::sampler::plan::{Plan, PlanKind};
 use gigasmith_coordinator::sampler::tiles::VaeMode;
@@ -57,9 +57,8 @@ async fn main() -> anyhow::Result<()> {
         let mut sums = [0.0; 4];
         for seed in 1..=seeds {
             let spec = spec(&model, &prompt, kind, seed)?;
-            let Rendered { picture, plans, .. } =
-                render(lane.clone(), &spec, RenderInputs::default(), &mut ()).await?;
-            let plan = plans.last().expect("there are upscale stages");
+            let Rendered { picture, plans, .. } = render(lane.clone(), &spec, None, &mut ()).await?;
+            let plan = &plans.plan(spec.upscales.len() as u32);
             let picture = picture.to_picture()?;
             let luminance: Vec<f64> = picture
                 .rgb()

@@ -13,23 +13,21 @@ use common::faulty::{Draws, Faults, Faulty};
 use common::kept::{Attempt, Given, add, owner};
 use common::s3::{self, Server};
 use futures::TryStreamExt;
+use gigasmith_coordinator::digest::Digest;
 use gigasmith_coordinator::embedded::EmbeddedFarm;
 use gigasmith_coordinator::farm::{Lane, LaneOptions};
 use gigasmith_coordinator::output::{Embedded, Format};
 use gigasmith_coordinator::raster::{Raster, Scratch};
-use gigasmith_coordinator::render::{
-    Course, RenderInputs, Rendered, Resumed, ResumedAt, render, render_from,
-};
+use gigasmith_coordinator::render::{Course, Position, Rendered, Start, render, render_from};
 use gigasmith_coordinator::sampler::plan::PlanKind;
 use gigasmith_coordinator::sampler::resize::Picture;
 use gigasmith_coordinator::sampler::tiles::VaeMode;
 use gigasmith_coordinator::sampler::units::ImageSize;
-use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, UpscaleSpec};
+use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSION, StagePlans, UpscaleSpec};
 use gigasmith_coordinator::store::manifest::{Manifest, ManifestAt};
 use gigasmith_coordinator::store::{
-    BlobId, Closed, KeepOptions, Outputs, Part, RenderStore, StateRecord, StoreError, StoredState,
+    Closed, KeepOptions, Outputs, Part, RenderStore, StateRecord, StoreError, StoredState,
 };
-use gigasmith_proto::domain::Array;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -83,7 +81,7 @@ async fn lane_of(farm: &EmbeddedFarm) -> Arc<Lane> {
 }
 
 async fn undisturbed(lane: Arc<Lane>, spec: &RenderSpec) -> Rendered {
-    render(lane, spec, RenderInputs::default(), &mut ()).await.expect("it renders")
+    render(lane, spec, None, &mut ()).await.expect("it renders")
 }
 
 fn assert_same(a: &Rendered, b: &Rendered, what: &str) {
@@ -117,7 +115,7 @@ impl Place {
     }
 
     /// Blobs that only the last of these manifests needs.
-    async fn own_blobs(&self, manifests: &[Path]) -> BTreeSet<BlobId> {
+    async fn own_blobs(&self, manifests: &[Path]) -> BTreeSet<Digest> {
         let (newest, others) = manifests.split_last().expect("there is one");
         let mut own = self.manifest(newest).await.blobs();
         for other in others {
@@ -292,7 +290,7 @@ async fn damaged(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected: &
     // A torn manifest.
     place.objects.put(&newest, whole.slice(..whole.len() / 2).into()).await.unwrap();
     let restored = restore().await;
-    assert!(restored.resumed.at.is_some(), "the one before is used");
+    assert!(!restored.start.position.is_beginning(), "the one before is used");
     assert!(restored.damage[0].contains(newest.filename().unwrap()), "{:?}", restored.damage);
     place.objects.put(&newest, whole.clone().into()).await.unwrap();
     assert!(restore().await.damage.is_empty());
@@ -305,7 +303,7 @@ async fn damaged(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected: &
     place.objects.delete(&path).await.unwrap();
     let restored = restore().await;
     assert!(restored.damage[0].contains(&blob.to_string()) && restored.damage[0].contains("missing"));
-    assert!(restored.resumed.at.is_some(), "the one before is used");
+    assert!(!restored.start.position.is_beginning(), "the one before is used");
     bytes[5] ^= 1;
     place.objects.put(&path, bytes.into()).await.unwrap();
     let restored = restore().await;
@@ -313,7 +311,7 @@ async fn damaged(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected: &
     // Other settings have no checkpoints here.
     let other = RenderSpec { seed: 8, ..spec(plan) };
     let foreign = store.restore(&id, &other, &model).await.expect("the store is there");
-    assert!(foreign.resumed.at.is_none() && foreign.damage[0].contains("other settings"));
+    assert!(foreign.start.position.is_beginning() && foreign.damage[0].contains("other settings"));
     let (attempt, _) = given(place, lane_of(farm).await, plan, &id, "the mender").attempt().await;
     let Attempt::Done(rendered, _) = attempt else { panic!("{attempt:?}") };
     assert_same(&rendered, expected, &id);
@@ -323,7 +321,7 @@ async fn damaged(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected: &
         place.objects.put(&path, b"{}".to_vec().into()).await.unwrap();
     }
     let restored = restore().await;
-    assert!(restored.resumed.at.is_none() && !restored.damage.is_empty());
+    assert!(restored.start.position.is_beginning() && !restored.damage.is_empty());
 }
 
 /// A render that is removed while it is worked on.
@@ -517,7 +515,7 @@ async fn damaged_text_costs_no_patches() {
     let model = farm.farm().model().await.unwrap();
     let restored = place.store().restore("r", &spec(plan), &model).await.unwrap();
     assert!(restored.damage[0].contains(&text.to_string()), "{:?}", restored.damage);
-    assert!(restored.resumed.conditioning.is_none() && restored.resumed.at.is_some_and(|at| at.stage() == 2));
+    assert!(restored.start.conditioning.is_none() && restored.start.position.stage() == Some(2));
     let (attempt, _) = given(&place, lane_of(&farm).await, plan, "r", "b").attempt().await;
     let Attempt::Done(rendered, _) = attempt else { panic!("{attempt:?}") };
     assert_same(&rendered, &expected, "with its text encoded again");
@@ -579,7 +577,10 @@ async fn a_base_in_windows_is_gone_on_with_inside_a_step() {
         let upscales = vec![UpscaleSpec { size: size(512, 128), slider: 2 }];
         let spec = RenderSpec { base: size(256, 64), base_in_windows: true, upscales, ..spec(plan) };
         let model = lane_of(&farm).await.model().clone();
-        assert!(spec.draw_plan(0, &model).len() > 2 * spec.steps as usize, "several windows a step");
+        assert!(
+            StagePlans::drawn(&spec, &model).counts()[0] > 2 * u64::from(spec.steps),
+            "several windows a step"
+        );
         let expected = undisturbed(lane_of(&farm).await, &spec).await;
         let at_once = RenderSpec { base_in_windows: false, ..spec.clone() };
         let other = undisturbed(lane_of(&farm).await, &at_once).await;
@@ -615,17 +616,17 @@ async fn every_stage_is_guided_by_the_one_before_after_an_interruption_too() {
     let mut spec = RenderSpec { image_hash: Some("a picture".into()), ..spec(PlanKind::Balanced) };
     spec.upscales[0].slider = 0;
     let lane = lane_of(&farm).await;
-    let inputs = || RenderInputs { picture: Some(picture.clone()), plans: None };
-    let whole = render(lane.clone(), &spec, inputs(), &mut ()).await.expect("it renders");
+    let whole = render(lane.clone(), &spec, Some(picture.clone()), &mut ()).await.expect("it renders");
     // By hand: the first stage alone, and the second from its latent.
     let first = RenderSpec { upscales: spec.upscales[..1].to_vec(), ..spec.clone() };
-    let first = render(lane.clone(), &first, inputs(), &mut ()).await.expect("it renders");
-    let latent = Array::clone(first.latent.as_ref().expect("a stage ran"));
-    let at = ResumedAt::Finished { stage: 1, latent, decoded: Default::default() };
-    let resumed = Resumed { conditioning: None, at: Some(at) };
+    let first = render(lane.clone(), &first, Some(picture.clone()), &mut ()).await.expect("it renders");
+    let latent = first.latent.clone().expect("a stage ran");
+    let position = Position::Decoding { stage: 1, latent, decoded: Default::default() };
+    let start = Start { conditioning: None, position };
     let (mut progress, mut journal) = ((), ());
     let mut course = Course::new(&mut progress, &mut journal, CancellationToken::new());
-    let second = render_from(lane, &spec, RenderInputs::default(), resumed, &mut course).await;
+    let second =
+        render_from(lane.clone(), (&spec, StagePlans::drawn(&spec, lane.model())), start, &mut course).await;
     assert_same(&whole, &second.expect("it renders"), "the second stage");
     farm.stop().await;
 }
@@ -644,7 +645,7 @@ async fn stages_kept_by_earlier_programs_are_gone_on_from() {
     let bytes = gigasmith_coordinator::output::encode_latents(&latent, &settings).unwrap();
     place.objects.put(&Path::from("x/renders/r/stages/0.safetensors"), bytes.into()).await.unwrap();
     let restored = place.store().restore("r", &spec, &model).await.unwrap();
-    assert!(matches!(restored.resumed.at, Some(ResumedAt::Finished { stage: 0, .. })));
+    assert!(matches!(restored.start.position, Position::Decoding { stage: 0, .. }));
     let (attempt, _) = given(&place, lane.clone(), PlanKind::Balanced, "r", "a").attempt().await;
     let Attempt::Done(rendered, _) = attempt else { panic!("{attempt:?}") };
     assert_same(&rendered, &undisturbed(lane, &spec).await, "from an old stage");

@@ -19,7 +19,7 @@ use super::{print, tell};
 use crate::estimate::{Budget, Crew, Estimate, seconds};
 use crate::raster::Scratch;
 use crate::request::{Resolved, resolve};
-use crate::spec::RenderSpec;
+use crate::spec::{RenderSpec, StagePlans};
 
 /// Tasks in flight to each worker, unless it is told otherwise.
 const SLOTS: u64 = 2;
@@ -63,8 +63,8 @@ pub(super) async fn run(args: EstimateArgs) -> Result<(), Failure> {
     let format = args.files.format()?;
     let device = start_device(source(&asked)?, &args.device).await?;
     let model = device.description().clone();
-    let Resolved { spec, warnings, .. } =
-        resolve(&asked.request, &asked.inputs, &model).map_err(Failure::usage)?;
+    let Resolved { spec, plans, warnings } =
+        resolve(&asked.request, &asked.inputs.facts(), &model).map_err(Failure::usage)?;
     warnings.iter().for_each(|w| tell(&format!("warning: {w}")));
     let (patch, tile) = match args.measure {
         true => {
@@ -82,7 +82,7 @@ pub(super) async fn run(args: EstimateArgs) -> Result<(), Failure> {
         format,
         keeps: true,
     };
-    let estimate = Estimate::of(&spec, &model, asked.inputs.picture.is_some(), crew);
+    let estimate = Estimate::of(&spec, &model, &plans, crew);
     let pictures = asked.seeds.0.len();
     let output = args.files.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let scratch = Scratch::new(output);
@@ -124,7 +124,7 @@ pub(super) fn check(estimate: &Estimate, budget: &Budget) -> Result<(), Failure>
 pub(super) fn check_render(
     spec: &RenderSpec,
     model: &ModelDescription,
-    has_picture: bool,
+    plans: &StagePlans,
     (files, keeps): (&FileArgs, bool),
     budget: &Budget,
 ) -> Result<(), Failure> {
@@ -142,7 +142,7 @@ pub(super) fn check_render(
         format: files.format()?,
         keeps,
     };
-    check(&Estimate::of(spec, model, has_picture, crew), budget)
+    check(&Estimate::of(spec, model, plans, crew), budget)
 }
 
 /// Seconds for a patch as the render has them, and for a tile. Each is done twice: the first time loads

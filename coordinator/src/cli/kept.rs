@@ -254,7 +254,7 @@ impl Keeping {
             // It was stored, and never settled on a model.
             None => {
                 let inputs = self.store.inputs(&record, true).await.map_err(fail)?;
-                let resolved = resolve(&record.request, &inputs, model).map_err(Failure::usage)?;
+                let resolved = resolve(&record.request, &inputs.facts(), model).map_err(Failure::usage)?;
                 self.store.settle(id, &resolved.spec).await.map_err(fail)?
             }
         };

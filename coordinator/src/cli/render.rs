@@ -19,9 +19,9 @@ use super::settings::{Asked, PictureArgs};
 use super::worker;
 use crate::estimate::Budget;
 use crate::output::write_bytes;
-use crate::render::{Course, Progress, RenderInputs, Resumed, render_from};
+use crate::render::{Course, Progress, Start, render_from};
 use crate::request::{RenderRequest, Resolved, resolve};
-use crate::spec::RenderSpec;
+use crate::spec::{RenderSpec, StagePlans};
 use crate::store::Outputs;
 
 /// Arguments of `gigasmith render`.
@@ -83,11 +83,11 @@ impl RenderArgs {
         &self,
         spec: &RenderSpec,
         model: &ModelDescription,
-        asked: &Asked,
+        plans: &StagePlans,
     ) -> Result<(), Failure> {
         let Some(budget) = &self.budget else { return Ok(()) };
         let keeps = self.store.is_some() || self.name.is_some();
-        estimate::check_render(spec, model, asked.inputs.picture.is_some(), (&self.files, keeps), budget)
+        estimate::check_render(spec, model, plans, (&self.files, keeps), budget)
     }
 }
 
@@ -114,27 +114,28 @@ async fn run_unkept(args: RenderArgs, asked: Asked, stop: &CancellationToken) ->
     let lane = embedded.lane().await?;
     let model = lane.model().clone();
     let Resolved { spec, plans, warnings } =
-        resolve(&asked.request, &asked.inputs, &model).map_err(Failure::usage)?;
+        resolve(&asked.request, &asked.inputs.facts(), &model).map_err(Failure::usage)?;
     display.finish();
     warnings.iter().for_each(|w| display.warn(w));
-    args.check_budget(&spec, &model, &asked)?;
+    args.check_budget(&spec, &model, &plans)?;
     if known.is_none() {
         room.check(final_size(&spec))?;
     }
     for &seed in &asked.seeds.0 {
         let started = Instant::now();
         let spec = RenderSpec { seed, ..spec.clone() };
-        let inputs = RenderInputs { picture: asked.inputs.picture.clone(), plans: plans.clone() };
+        let plans = plans.with_seed(seed);
+        let start = Start::beginning(asked.inputs.picture.clone());
         let rendered = {
             let mut nothing = ();
             let course = Course::new(&mut display, &mut nothing, CancellationToken::new());
             let mut course = course.with_scratch(scratch.clone());
-            let work = render_from(lane.clone(), &spec, inputs, Resumed::default(), &mut course);
+            let work = render_from(lane.clone(), (&spec, plans), start, &mut course);
             embedded.until_worker_ends(work).await??
         };
         let files = args.files.of(&asked.seeds, seed);
-        let (patch_side, form) = (model.patch_side as usize, (args.files.format()?, &scratch));
-        let outputs = Outputs::of(&rendered, &spec, patch_side, form).map_err(Failure::output)?;
+        let outputs =
+            Outputs::of(&rendered, &spec, (args.files.format()?, &scratch)).map_err(Failure::output)?;
         drop(rendered);
         write(&files, &outputs, &mut display, stop)?;
         let seconds = started.elapsed().as_secs_f64();
@@ -166,11 +167,11 @@ async fn run_kept(args: RenderArgs, asked: Asked, stop: CancellationToken) -> Re
         Ok::<_, Failure>((embedded, lane, names, pending))
     };
     let (mut embedded, lane, names, pending) = keeping.unless_stopped(prepare).await?;
-    let Resolved { spec, warnings, .. } =
-        resolve(&asked.request, &asked.inputs, lane.model()).map_err(Failure::usage)?;
+    let Resolved { spec, plans, warnings } =
+        resolve(&asked.request, &asked.inputs.facts(), lane.model()).map_err(Failure::usage)?;
     display.finish();
     warnings.iter().for_each(|w| display.warn(w));
-    args.check_budget(&spec, lane.model(), &asked)?;
+    args.check_budget(&spec, lane.model(), &plans)?;
     if known.is_none() {
         room(pending).check(final_size(&spec))?;
     }

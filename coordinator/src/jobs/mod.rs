@@ -225,7 +225,7 @@ impl Jobs {
             self.0.store.check(claim).await?;
         }
         let resolved = match choose_model(&self.0.farm.roster(), &request) {
-            Some(model) => Some(resolve(&request, &inputs, &model)?),
+            Some(model) => Some(resolve(&request, &inputs.facts(), &model)?),
             None => None,
         };
         let record = self.create(id, request, priority, &inputs).await?;
@@ -474,7 +474,7 @@ impl Jobs {
         model: &ModelDescription,
     ) -> Result<(RenderSpec, Vec<String>), JobError> {
         let inputs = self.0.store.inputs(record, true).await?;
-        let resolved = resolve(&record.request, &inputs, model)?;
+        let resolved = resolve(&record.request, &inputs.facts(), model)?;
         Ok((self.0.store.settle(&record.id, &resolved.spec).await?, resolved.warnings))
     }
 

@@ -14,9 +14,8 @@ use super::entry::Entry;
 use crate::disk::{self, Need};
 use crate::estimate;
 use crate::farm::{Lane, LaneOptions, TaskError};
-use crate::render::{Course, Live, Progress, RenderError, RenderInputs, Rendered, StageBegin, render_from};
-use crate::request::given_plans;
-use crate::spec::RenderSpec;
+use crate::render::{Course, Live, Progress, RenderError, Rendered, StageBegin, Start, render_from};
+use crate::spec::{RenderSpec, StagePlans};
 use crate::store::{
     Claim, Closed, Keeper, KeeperStart, Outputs, RenderRecord, RenderStore, Restored, StoreError,
     StoredState, Told,
@@ -147,12 +146,15 @@ async fn attempt_claimed(
         Some(_) => {}
     }
     check_room(store, spec, &record).map_err(Ended::Failed)?;
-    let Restored { resumed, found, damage } = patiently(jobs, id, || store.restore(id, spec, &model)).await?;
-    let from_start = resumed.at.is_none();
+    let Restored { mut start, found, damage } =
+        patiently(jobs, id, || store.restore(id, spec, &model)).await?;
+    let from_start = start.position.is_beginning();
     let inputs = patiently(jobs, id, || store.inputs(&record, from_start)).await?;
-    let plans = inputs.plan.as_deref().map(|json| given_plans(json, spec, &model)).transpose();
+    if from_start {
+        start = Start { conditioning: start.conditioning, ..Start::beginning(inputs.picture) };
+    }
+    let plans = StagePlans::new(spec, &model, inputs.plan.as_deref());
     let plans = plans.map_err(|e| Ended::Failed(e.to_string()))?;
-    let patch_side = model.patch_side as usize;
     let (on_failure, failures) = mpsc::unbounded_channel();
     let priority = jobs.entries().get(id).map_or(0, |e| e.priority);
     let options = LaneOptions { model: model.clone(), mix: spec.mix, priority, on_failure: Some(on_failure) };
@@ -163,8 +165,8 @@ async fn attempt_claimed(
     jobs.tell_lane(id).await;
     let pauses = tokio::spawn(note_failures(jobs.clone(), id.to_owned(), failures));
     let _pauses = AbortOnDrop(pauses);
-    let (counted, has_picture) = (spec.clone(), record.picture.is_some());
-    let per_stage = tokio::task::spawn_blocking(move || stage_patches(&counted, &model, has_picture)).await;
+    let counted = plans.clone();
+    let per_stage = tokio::task::spawn_blocking(move || counted.counts().to_vec()).await;
     let mut progress = JobProgress { jobs, id, per_stage: per_stage.unwrap_or_default(), counted: 0 };
     damage.iter().for_each(|damage| progress.warn(damage));
     let stop = jobs.0.stopping.child_token();
@@ -178,17 +180,16 @@ async fn attempt_claimed(
         options: *keep,
         stop: stop.clone(),
     });
-    let inputs = RenderInputs { picture: inputs.picture, plans };
     let live = Arc::new(Live::new(first_version()));
     let (tallied, shown) = (keeper.tallied(), live.clone());
     jobs.update(id, |entry| (entry.tallied, entry.live) = (Some(tallied), Some(shown)));
     let course = Course::new(&mut progress, &mut keeper, stop);
     let mut course = course.with_scratch(store.scratch().clone()).with_live(live);
-    let rendered = render_from(lane, spec, inputs, resumed, &mut course).await;
+    let rendered = render_from(lane, (spec, plans), start, &mut course).await;
     let stored = match rendered {
         Ok(rendered) => {
             progress.phase("storing the picture");
-            store_result(jobs, id, (spec, patch_side), (record, claim), rendered).await
+            store_result(jobs, id, spec, (record, claim), rendered).await
         }
         Err(error) => Err(error.into()),
     };
@@ -219,14 +220,13 @@ fn check_room(store: &RenderStore, spec: &RenderSpec, record: &RenderRecord) -> 
 async fn store_result(
     jobs: &Jobs,
     id: &str,
-    (spec, patch_side): (&RenderSpec, usize),
+    spec: &RenderSpec,
     (record, claim): (RenderRecord, &Claim),
     rendered: Rendered,
 ) -> Result<(), Ended> {
     let store = &jobs.0.store;
     let (spec, format, scratch) = (spec.clone(), record.request.format, store.scratch().clone());
-    let outputs =
-        tokio::task::spawn_blocking(move || Outputs::of(&rendered, &spec, patch_side, (format, &scratch)));
+    let outputs = tokio::task::spawn_blocking(move || Outputs::of(&rendered, &spec, (format, &scratch)));
     let outputs = outputs.await.map_err(|e| e.to_string()).flatten();
     let outputs = outputs.map_err(|e| Ended::Failed(format!("writing the picture failed: {e}")))?;
     // What is beside us ends when we do: cancelled, or with the coordinator.
@@ -257,15 +257,6 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Patches of every stage, the base first.
-fn stage_patches(spec: &RenderSpec, model: &ModelDescription, has_picture: bool) -> Vec<u64> {
-    let patches = |stage| match stage {
-        0 if has_picture => 0,
-        _ => spec.draw_plan(stage, model).len() as u64,
-    };
-    (0..=spec.upscales.len() as u32).map(patches).collect()
 }
 
 /// Tries for as long as it takes, or until the coordinator ends: a store that is away for minutes delays a

@@ -134,49 +134,6 @@ pub struct SavedDecoding {
     pub norms: Option<Arc<Array>>,
 }
 
-/// Where a render that was left stands. The default is its beginning.
-#[derive(Debug, Default)]
-pub struct Resumed {
-    /// The encoded text.
-    pub conditioning: Option<Conditioning>,
-    /// Where it goes on.
-    pub at: Option<ResumedAt>,
-}
-
-/// A point, as it comes back.
-#[derive(Debug)]
-pub enum ResumedAt {
-    /// Inside a stage.
-    Stage {
-        /// Which one.
-        stage: u32,
-        /// The hash of its plan, in hexadecimal.
-        plan: String,
-        /// What guides it, (channels, height, width); `None` where nothing does.
-        guide: Option<Array>,
-        /// The canvas.
-        saved: SavedStage,
-    },
-    /// After a stage.
-    Finished {
-        /// Which one.
-        stage: u32,
-        /// Its denoised latent, (channels, height, width).
-        latent: Array,
-        /// Tiles of its picture.
-        decoded: SavedDecoding,
-    },
-}
-
-impl ResumedAt {
-    /// The stage that it stands in, or after.
-    pub fn stage(&self) -> u32 {
-        match self {
-            Self::Stage { stage, .. } | Self::Finished { stage, .. } => *stage,
-        }
-    }
-}
-
 /// What goes along with a render.
 pub struct Course<'a> {
     /// Is told of it.

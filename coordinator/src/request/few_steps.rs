@@ -84,14 +84,14 @@ mod tests {
     use gigasmith_worker::backend::Backend;
     use gigasmith_worker::synthetic::{Synthetic, SyntheticOptions};
 
-    use super::super::{RenderRequest, RequestInputs, resolve};
+    use super::super::{InputFacts, RenderRequest, resolve};
     use super::*;
 
     fn warnings(name: &str, change: impl Fn(&mut ModelDescription), request: &RenderRequest) -> Vec<String> {
         let mut model = Synthetic::new(SyntheticOptions::default()).describe().clone();
         model.name = name.into();
         change(&mut model);
-        resolve(request, &RequestInputs::default(), &model).unwrap().warnings
+        resolve(request, &InputFacts::default(), &model).unwrap().warnings
     }
 
     #[test]

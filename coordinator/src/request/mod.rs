@@ -9,8 +9,9 @@ mod resolve;
 use gigasmith_proto::domain::{Dtype, ModelDescription, WireDtype};
 use serde::{Deserialize, Serialize};
 
-pub use resolve::{Resolved, given_plans, resolve};
+pub use resolve::{Resolved, resolve};
 
+use crate::digest::Digest;
 use crate::output::Format;
 use crate::sampler::cascade::CascadeError;
 use crate::sampler::plan::{PlanFileError, PlanKind};
@@ -139,6 +140,35 @@ pub struct RequestInputs {
     pub picture: Option<Picture>,
     /// A plan file's JSON.
     pub plan: Option<String>,
+}
+
+impl RequestInputs {
+    /// What of them decides how a request is resolved. Hashes the picture's pixels.
+    pub fn facts(&self) -> InputFacts {
+        let picture = self
+            .picture
+            .as_ref()
+            .map(|p| InputPicture { size: p.size(), hash: Digest::of(p.rgb()).to_string() });
+        InputFacts { picture, plan: self.plan.clone() }
+    }
+}
+
+/// What must be known of what comes along with a request, without its pixels.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InputFacts {
+    /// Of the picture that takes the place of the base stage.
+    pub picture: Option<InputPicture>,
+    /// A plan file's JSON.
+    pub plan: Option<String>,
+}
+
+/// A picture that comes along, by its size and content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputPicture {
+    /// Its size in pixels.
+    pub size: ImageSize,
+    /// The BLAKE3 of its pixels, in hexadecimal.
+    pub hash: String,
 }
 
 #[cfg(test)]

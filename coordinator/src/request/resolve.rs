@@ -3,14 +3,15 @@
 
 use gigasmith_proto::domain::{ModelDescription, PAPER_SLIDER_SHARES};
 
-use super::{RenderRequest, RequestError, RequestInputs, few_steps};
+use super::{InputFacts, InputPicture, RenderRequest, RequestError, few_steps};
 use crate::sampler::cascade::{Cascade, CascadeError, ModelSizes, SizeRequest, cut_off, cut_share};
-use crate::sampler::plan::{Plan, PlanFile, PlanFileError, PlanKind, StagePlanFile};
-use crate::sampler::resize::Picture;
+use crate::sampler::plan::PlanKind;
 use crate::sampler::schedule::Schedule;
 use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
-use crate::spec::{Crops, ModelSpec, PagSpec, RenderSpec, Rng, UpscaleSpec, resolve_sliders};
+use crate::spec::{
+    Crops, ModelSpec, PagSpec, RenderSpec, Rng, StagePlans, UpscaleSpec, read_plan_file, resolve_sliders,
+};
 
 /// What `--paper` sets.
 struct Published {
@@ -35,8 +36,8 @@ const PAPER: Published = Published {
 pub struct Resolved {
     /// What decides its bytes.
     pub spec: RenderSpec,
-    /// Plans that take the place of drawn ones.
-    pub plans: Option<Vec<Plan>>,
+    /// The plans of its stages.
+    pub plans: StagePlans,
     /// What works, but may not be what was meant.
     pub warnings: Vec<String>,
 }
@@ -44,7 +45,7 @@ pub struct Resolved {
 /// Settles every setting of a request on a model.
 pub fn resolve(
     request: &RenderRequest,
-    inputs: &RequestInputs,
+    inputs: &InputFacts,
     model: &ModelDescription,
 ) -> Result<Resolved, RequestError> {
     request.check()?;
@@ -53,7 +54,7 @@ pub fn resolve(
     if let Some(from) = from {
         check_inputs(from, inputs)?;
     }
-    let plan_file = inputs.plan.as_deref().map(read_plan).transpose()?;
+    let plan_file = inputs.plan.as_deref().map(read_plan_file).transpose()?;
     let mut warnings = Vec::new();
     let paper = request.paper.then_some(PAPER);
     let paper = paper.as_ref();
@@ -85,28 +86,19 @@ pub fn resolve(
         rng: pick(request.rng, None, from.map(|f| f.rng), Rng::Philox),
         crops: pick(None, paper.map(|p| p.crops), from.map(|f| f.crops), Crops::True),
         vae: pick(request.vae, paper.map(|p| p.vae), from.map(|f| f.vae), VaeMode::Seamless),
-        image_hash: picture.map(|p| blake3::hash(p.rgb()).to_string()),
+        image_hash: picture.map(|p| p.hash.clone()),
         wire: pick(request.wire, None, from.map(|f| f.wire), Default::default()),
         mix: request.mix,
     };
     spec.check(model)?;
-    let plans = plan_file.map(|file| plans(&file, &spec, model)).transpose()?;
+    let plans = StagePlans::new(&spec, model, inputs.plan.as_deref())?;
     if let Some(from) = from {
         compare_origin(from, &spec, &mut warnings);
     }
     warnings.extend(remarks(&spec, model));
     warnings.extend(few_steps::remarks(&spec, model));
-    warnings.extend(picture.and_then(|p| fitted(p.size(), spec.upscales.last()?.size)));
+    warnings.extend(picture.and_then(|p| fitted(p.size, spec.upscales.last()?.size)));
     Ok(Resolved { spec, plans, warnings })
-}
-
-fn read_plan(json: &str) -> Result<PlanFile, RequestError> {
-    let file: PlanFile = serde_json::from_str(json)
-        .map_err(|e| RequestError::Other(format!("the plan file is damaged: {e}")))?;
-    match file.version {
-        1 => Ok(file),
-        other => Err(PlanFileError::Version(other).into()),
-    }
 }
 
 /// What works, but may not be what was meant.
@@ -144,7 +136,7 @@ fn pick<T>(given: Option<T>, paper: Option<T>, from: Option<T>, preset: T) -> T 
 }
 
 /// Fails when rendering a picture again needs what was not given.
-fn check_inputs(from: &RenderSpec, inputs: &RequestInputs) -> Result<(), RequestError> {
+fn check_inputs(from: &RenderSpec, inputs: &InputFacts) -> Result<(), RequestError> {
     let missing = match (&from.image_hash, &from.plan_hash) {
         (Some(_), _) if inputs.picture.is_none() => "from a picture: pass that with --image",
         (_, Some(_)) if inputs.plan.is_none() => "with a plan file: pass that with --plan-file",
@@ -179,7 +171,7 @@ fn compare_origin(from: &RenderSpec, spec: &RenderSpec, warnings: &mut Vec<Strin
 fn sizes(
     request: &RenderRequest,
     from: Option<&RenderSpec>,
-    picture: Option<&Picture>,
+    picture: Option<&InputPicture>,
     model: &ModelDescription,
 ) -> Result<Cascade, RequestError> {
     let wanted = SizeRequest {
@@ -188,11 +180,11 @@ fn sizes(
         scale: request.scale,
         stages: request.stages.clone(),
         base: request.base,
-        picture: picture.map(Picture::size),
+        picture: picture.map(|p| p.size),
         native_base: request.paper,
     };
     let asked = SizeRequest { picture: None, native_base: false, ..wanted.clone() } != SizeRequest::default();
-    let same_picture = |f: &&RenderSpec| picture.is_none_or(|p| p.size() == f.base && !f.upscales.is_empty());
+    let same_picture = |f: &&RenderSpec| picture.is_none_or(|p| p.size == f.base && !f.upscales.is_empty());
     if let Some(from) = from.filter(|_| !asked).filter(same_picture) {
         let upscales = from.upscales.iter().map(|u| u.size).collect();
         return Ok(Cascade { base: from.base, base_in_windows: from.base_in_windows, upscales });
@@ -205,7 +197,7 @@ fn sizes(
     Cascade::resolve(&wanted, model_sizes).map_err(|error| match (picture, error) {
         // Nobody gave this width.
         (Some(picture), CascadeError::TooSmall { least, .. }) if wanted.width.or(wanted.height).is_none() => {
-            let size = picture.size();
+            let size = picture.size;
             let what = "which is too small at this scale";
             RequestError::Other(format!("the picture is {size}, {what}: {least} pixels a side are needed"))
         }
@@ -270,25 +262,4 @@ fn pag(request: &RenderRequest, from: Option<&RenderSpec>) -> Result<Option<PagS
         (blocks, _) => blocks.to_vec(),
     };
     Ok(Some(PagSpec { scale, blocks }))
-}
-
-/// The plans of a plan file, for a spec that was resolved with it.
-pub fn given_plans(
-    json: &str,
-    spec: &RenderSpec,
-    model: &ModelDescription,
-) -> Result<Vec<Plan>, RequestError> {
-    plans(&read_plan(json)?, spec, model)
-}
-
-fn plans(file: &PlanFile, spec: &RenderSpec, model: &ModelDescription) -> Result<Vec<Plan>, RequestError> {
-    let (found, wanted) = (file.stages.len(), spec.upscales.len());
-    if found != wanted {
-        return Err(PlanFileError::Stages { found, wanted }.into());
-    }
-    let plan = |(stage, (file, upscale)): (usize, (&StagePlanFile, &UpscaleSpec))| {
-        let canvas = upscale.size.latent(model.latent_factor);
-        file.to_plan(stage, canvas, model.patch_side as usize, spec.steps as usize)
-    };
-    Ok((1..).zip(file.stages.iter().zip(&spec.upscales)).map(plan).collect::<Result<_, PlanFileError>>()?)
 }

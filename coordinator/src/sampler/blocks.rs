@@ -3,7 +3,7 @@
 //! [`BlockGrid`] is the geometry; [`OpenSteps`] knows in which blocks a step is begun and not finished:
 //! only there does anybody still read what a pixel was when its newest step began.
 
-use super::plan::Plan;
+use super::plan::{Geometry, Plan};
 use super::units::{LatentSize, Step, Window};
 
 /// How a canvas is cut: squares in raster order, smaller at the right and at the bottom.
@@ -21,8 +21,13 @@ impl BlockGrid {
 
     /// Blocks that suit a plan: twice the side of its windows, so that a patch touches four at most.
     pub fn of(plan: &Plan) -> Self {
-        let window = plan.geometry().window;
-        Self::new(plan.geometry().canvas, 2 * window.height.max(window.width))
+        Self::of_geometry(plan.geometry())
+    }
+
+    /// The same, before the plan is drawn.
+    pub fn of_geometry(geometry: Geometry) -> Self {
+        let window = geometry.window;
+        Self::new(geometry.canvas, 2 * window.height.max(window.width))
     }
 
     /// The canvas.
@@ -112,7 +117,7 @@ impl OpenSteps {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::plan::{Geometry, PlanKind};
+    use super::super::plan::PlanKind;
     use super::*;
 
     proptest! {

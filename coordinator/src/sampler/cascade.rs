@@ -8,8 +8,10 @@ use super::units::ImageSize;
 
 /// The largest side of a picture, in image pixels.
 const MAX_SIDE: u32 = 1 << 18;
-/// The largest area of a picture, in image pixels: it is held whole in memory while it is made.
+/// The largest area of a picture, in image pixels: 32768 x 32768.
 pub const MAX_AREA: u64 = 1 << 30;
+/// The most upscale stages: doubling reaches the largest picture from one pixel in half as many.
+pub const MAX_STAGES: usize = 32;
 /// The smallest side of a picture, in latent pixels.
 const MIN_LATENT_SIDE: u32 = 4;
 /// A last stage that enlarges less than `2^0.3` is merged into the one before.
@@ -107,6 +109,9 @@ pub enum CascadeError {
         "stages {0:?} do not rise: give factors against the base, each larger than the one before and than 1, for example 2,4"
     )]
     Stages(Vec<f64>),
+    /// More stages than any picture needs.
+    #[error("{0} stages are too many: give at most {MAX_STAGES}")]
+    TooManyStages(usize),
     /// Stage factors that end elsewhere than the size asked for.
     #[error(
         "the last of the stages is {last}, but the size asked for is {wanted:.2} times the base: leave out one of the two"
@@ -127,6 +132,9 @@ impl Cascade {
 
     /// Turns a request into sizes that are multiples of the latent factor.
     pub fn resolve(request: &SizeRequest, model: ModelSizes<'_>) -> Result<Self, CascadeError> {
+        if request.stages.len() > MAX_STAGES {
+            return Err(CascadeError::TooManyStages(request.stages.len()));
+        }
         if !rises(&request.stages) {
             return Err(CascadeError::Stages(request.stages.clone()));
         }
@@ -278,6 +286,15 @@ mod tests {
 
     fn by_size(width: u32, height: u32) -> SizeRequest {
         SizeRequest { width: Some(width), height: Some(height), ..SizeRequest::default() }
+    }
+
+    #[test]
+    fn a_list_of_stages_without_end_is_refused() {
+        let stages = |n: u32| (1..=n).map(|i| 1.0 + 3.0 * f64::from(i) / f64::from(n)).collect();
+        let request = |n| SizeRequest { scale: Some(4.0), stages: stages(n), ..SizeRequest::default() };
+        assert_eq!(resolve(request(32)).unwrap().len(), 33);
+        let refused = resolve(request(33)).unwrap_err();
+        assert_eq!(refused, "33 stages are too many: give at most 32");
     }
 
     #[test]

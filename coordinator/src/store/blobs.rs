@@ -16,8 +16,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tokio::task::JoinSet;
 
-use super::manifest::BlobId;
 use super::{RenderStore, SMALL, StoreError};
+use crate::digest::Digest;
 use crate::raster::{Levels, Raster};
 use crate::sampler::noise::crop;
 use crate::sampler::stage::StageRules;
@@ -75,26 +75,26 @@ impl Blob {
 
 /// The blobs of a render, as this process knows them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known(Arc<Mutex<BTreeSet<BlobId>>>);
+pub(super) struct Known(Arc<Mutex<BTreeSet<Digest>>>);
 
 impl Known {
-    fn with<T>(&self, work: impl FnOnce(&mut BTreeSet<BlobId>) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut BTreeSet<Digest>) -> T) -> T {
         work(&mut self.0.lock().expect("no holder panics"))
     }
 
-    pub(super) fn insert(&self, id: BlobId) {
+    pub(super) fn insert(&self, id: Digest) {
         self.with(|known| known.insert(id));
     }
 
-    pub(super) fn remove(&self, id: &BlobId) {
+    pub(super) fn remove(&self, id: &Digest) {
         self.with(|known| known.remove(id));
     }
 
-    fn contains(&self, id: &BlobId) -> bool {
+    fn contains(&self, id: &Digest) -> bool {
         self.with(|known| known.contains(id))
     }
 
-    pub(super) fn all(&self) -> BTreeSet<BlobId> {
+    pub(super) fn all(&self) -> BTreeSet<Digest> {
         self.with(|known| known.clone())
     }
 }
@@ -102,7 +102,7 @@ impl Known {
 /// What writing blobs came to.
 pub(super) struct Written<K> {
     /// Names of those that are there now.
-    pub(super) ids: Vec<(K, BlobId)>,
+    pub(super) ids: Vec<(K, Digest)>,
     /// Those that are not.
     pub(super) left: Vec<(K, Blob)>,
     /// Bytes sent.
@@ -112,7 +112,7 @@ pub(super) struct Written<K> {
 }
 
 impl RenderStore {
-    pub(super) fn blob_path(&self, id: &str, blob: &BlobId) -> Path {
+    pub(super) fn blob_path(&self, id: &str, blob: &Digest) -> Path {
         self.path(id, &format!("blobs/{blob}"))
     }
 
@@ -152,12 +152,12 @@ impl RenderStore {
         written
     }
 
-    async fn write_blob(&self, id: &str, known: &Known, blob: Blob) -> Result<(BlobId, u64), StoreError> {
+    async fn write_blob(&self, id: &str, known: &Known, blob: Blob) -> Result<(Digest, u64), StoreError> {
         // Rows of a large picture are tens of megabytes each.
         let _room = self.room_for(blob.size()).await;
         let made = tokio::task::spawn_blocking(move || {
             let bytes = blob.bytes()?;
-            Ok::<_, std::io::Error>((BlobId::of(&bytes), bytes))
+            Ok::<_, std::io::Error>((Digest::of(&bytes), bytes))
         });
         let made = made.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         let (name, bytes) = made.map_err(StoreError::Scratch)?;
@@ -186,12 +186,12 @@ impl RenderStore {
     }
 
     /// Reads a blob and checks it.
-    pub(super) async fn read_blob(&self, id: &str, blob: BlobId) -> Result<Vec<u8>, StoreError> {
+    pub(super) async fn read_blob(&self, id: &str, blob: Digest) -> Result<Vec<u8>, StoreError> {
         let path = self.blob_path(id, &blob);
         let damaged =
             |reason: &str| StoreError::Damaged { path: path.to_string(), reason: reason.to_owned() };
         let bytes = self.get(&path).await?.ok_or_else(|| damaged("it is missing"))?;
-        let checked = tokio::task::spawn_blocking(move || (BlobId::of(&bytes) == blob).then_some(bytes));
+        let checked = tokio::task::spawn_blocking(move || (Digest::of(&bytes) == blob).then_some(bytes));
         let checked = checked.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         checked.ok_or_else(|| damaged("its bytes are not those that its name says"))
     }
@@ -202,7 +202,7 @@ impl RenderStore {
     }
 
     /// The same, tried a few times: one failure among hundreds must not mean beginning again.
-    async fn read_blob_patiently(&self, id: &str, blob: BlobId) -> Result<Vec<u8>, StoreError> {
+    async fn read_blob_patiently(&self, id: &str, blob: Digest) -> Result<Vec<u8>, StoreError> {
         for pause in READ_PAUSES {
             match self.read_blob(id, blob).await {
                 Err(StoreError::Store { .. }) => tokio::time::sleep(pause).await,
@@ -216,8 +216,8 @@ impl RenderStore {
     pub(super) async fn read_blobs<K: Send + 'static>(
         &self,
         id: &str,
-        blobs: Vec<(K, BlobId)>,
-        mut take: impl FnMut(K, BlobId, Vec<u8>) -> Result<(), StoreError>,
+        blobs: Vec<(K, Digest)>,
+        mut take: impl FnMut(K, Digest, Vec<u8>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let (mut waiting, mut flying) = (blobs.into_iter(), JoinSet::new());
         loop {

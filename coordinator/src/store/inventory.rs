@@ -7,8 +7,9 @@ use object_store::ObjectMeta;
 use object_store::path::Path;
 use tokio_stream::StreamExt;
 
-use super::manifest::{BlobId, Manifest, ManifestName};
+use super::manifest::{Manifest, ManifestName};
 use super::{RenderStore, StoreError, Stored};
+use crate::digest::Digest;
 
 /// How long writes that were on their way are waited for, between looks.
 const AFTERMATH: Duration = Duration::from_millis(150);
@@ -96,7 +97,7 @@ impl RenderStore {
     }
 
     /// Blobs older than `age` by the store's clock and ours.
-    pub(super) async fn old_blobs(&self, id: &str, age: Duration) -> Result<BTreeSet<BlobId>, StoreError> {
+    pub(super) async fn old_blobs(&self, id: &str, age: Duration) -> Result<BTreeSet<Digest>, StoreError> {
         let now = SystemTime::now();
         let is_old = |o: &ObjectMeta| now.duration_since(written(o)).is_ok_and(|since| since > age);
         let objects = self.objects_below(&self.path(id, "blobs")).await?;

@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::blobs::Known;
 use super::claim::Claim;
-use super::manifest::{BlobId, Kept, MANIFEST_VERSION, Manifest, superseded};
+use super::manifest::{Kept, MANIFEST_VERSION, Manifest, superseded};
 use super::{RenderStore, StoreError};
+use crate::digest::Digest;
 use crate::metrics::Metrics;
 use crate::render::{Journal, Point};
 use draft::{Current, Draft, Slot};
@@ -75,7 +76,7 @@ pub struct KeeperStart {
     /// The right to write.
     pub claim: Claim,
     /// The hash of its spec.
-    pub spec: BlobId,
+    pub spec: Digest,
     /// What lies there already.
     pub found: Found,
     /// How often, and how many.
@@ -287,14 +288,14 @@ struct Task {
     store: RenderStore,
     id: String,
     claim: Claim,
-    spec: BlobId,
+    spec: Digest,
     keep: usize,
     sequence: u64,
     manifests: Vec<Kept>,
     known: Known,
     current: Current,
     /// Blobs of manifests that were given up.
-    doomed: BTreeSet<BlobId>,
+    doomed: BTreeSet<Digest>,
     /// Whether what earlier coordinators left is swept.
     swept: bool,
 }
@@ -440,11 +441,11 @@ impl Task {
             self.doomed.extend(Vec::<Kept>::into_iter(gone).flat_map(|m| m.blobs));
         }
         self.sweep().await;
-        let needed: BTreeSet<BlobId> =
+        let needed: BTreeSet<Digest> =
             self.manifests.iter().flat_map(|m| m.blobs.iter().copied()).chain(self.current.blobs()).collect();
         let mut garbage = self.known.all();
         garbage.append(&mut self.doomed);
-        let garbage: Vec<BlobId> = garbage.difference(&needed).copied().collect();
+        let garbage: Vec<Digest> = garbage.difference(&needed).copied().collect();
         for chunk in garbage.chunks(16) {
             if self.closing.is_cancelled() && self.shared.state().next.is_some() {
                 // There is a newer point to write, and little time. The rest goes with the next collection.

@@ -9,55 +9,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use gigasmith_proto::text::Shown;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use crate::digest::Digest;
 
 /// The manifest version that this program writes, and the only one so far.
 pub const MANIFEST_VERSION: u32 = 1;
-
-/// The name of a blob: the BLAKE3 of its bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlobId([u8; 32]);
-
-impl BlobId {
-    /// The name of these bytes.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(*blake3::hash(bytes).as_bytes())
-    }
-}
-
-impl From<[u8; 32]> for BlobId {
-    fn from(hash: [u8; 32]) -> Self {
-        Self(hash)
-    }
-}
-
-impl fmt::Display for BlobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
-    }
-}
-
-impl FromStr for BlobId {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let hash = blake3::Hash::from_hex(text).map_err(|_| format!("`{}` is no hash", Shown(text)))?;
-        Ok(Self(*hash.as_bytes()))
-    }
-}
-
-impl Serialize for BlobId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for BlobId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// Which manifest: newer ones are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,10 +52,10 @@ pub struct Manifest {
     /// Counts the manifests of an epoch.
     pub sequence: u64,
     /// The hash of the spec that it belongs to.
-    pub spec: BlobId,
+    pub spec: Digest,
     /// The encoded text: a safetensors file with `prompt`, `pooled`, and, where there is a negative prompt,
     /// `negative_prompt` and `negative_pooled`.
-    pub conditioning: BlobId,
+    pub conditioning: Digest,
     /// Which stage; 0 is the base.
     pub stage: u32,
     /// Where in the stage.
@@ -113,13 +71,13 @@ pub enum ManifestAt {
         /// How the canvas is cut.
         canvas: CanvasRecord,
         /// The hash of the stage's plan.
-        plan: BlobId,
+        plan: Digest,
         /// Patches of the stage.
         patches: u32,
         /// Those committed: ranges of first, and one past the last.
         committed: Vec<(u32, u32)>,
         /// What guides the stage, block by block; absent where nothing does.
-        guide: Option<Vec<BlobId>>,
+        guide: Option<Vec<Digest>>,
         /// Blocks of the canvas that committed patches have touched; the others are as the stage began.
         blocks: Vec<BlockRecord>,
     },
@@ -128,9 +86,9 @@ pub enum ManifestAt {
         /// How the canvas is cut.
         canvas: CanvasRecord,
         /// The latent, block by block.
-        latent: Vec<BlobId>,
+        latent: Vec<Digest>,
         /// Finished rows of pixels from the top, 8-bit RGB, one blob per joined row of tiles.
-        bands: Vec<BlobId>,
+        bands: Vec<Digest>,
         /// What the last joined row of tiles leaves for the next to fade in over.
         tails: Vec<ArrayRecord>,
         /// Tiles of rows that are not joined yet, by position in raster order.
@@ -160,10 +118,10 @@ pub struct BlockRecord {
     /// Its position.
     pub index: usize,
     /// The values now.
-    pub now: BlobId,
+    pub now: Digest,
     /// What pixels were when the newest step that touched them began, where that is still read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<BlobId>,
+    pub before: Option<Digest>,
 }
 
 /// An array in a blob.
@@ -172,19 +130,19 @@ pub struct ArrayRecord {
     /// (channels, height, width).
     pub shape: [usize; 3],
     /// The values.
-    pub blob: BlobId,
+    pub blob: Digest,
 }
 
 /// A manifest as it is stored.
 #[derive(Serialize)]
 struct Sealed<'a> {
-    blake3: BlobId,
+    blake3: Digest,
     manifest: &'a RawValue,
 }
 
 #[derive(Deserialize)]
 struct Opened<'a> {
-    blake3: BlobId,
+    blake3: Digest,
     #[serde(borrow)]
     manifest: &'a RawValue,
 }
@@ -209,7 +167,7 @@ impl Manifest {
     /// The bytes of its object: JSON with `manifest` and the BLAKE3 of that value's text.
     pub fn to_bytes(&self) -> Vec<u8> {
         let text = serde_json::to_string(self).expect("manifests are plain data");
-        let blake3 = BlobId::of(text.as_bytes());
+        let blake3 = Digest::of(text.as_bytes());
         let manifest = RawValue::from_string(text).expect("it was serialised a moment ago");
         serde_json::to_vec(&Sealed { blake3, manifest: &manifest }).expect("manifests are plain data")
     }
@@ -218,7 +176,7 @@ impl Manifest {
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let damaged = |e: serde_json::Error| ManifestError::Damaged(e.to_string());
         let Opened { blake3, manifest } = serde_json::from_slice(bytes).map_err(damaged)?;
-        if BlobId::of(manifest.get().as_bytes()) != blake3 {
+        if Digest::of(manifest.get().as_bytes()) != blake3 {
             return Err(ManifestError::Damaged("its hash is not that of its content".into()));
         }
         // The version first: another one may look different.
@@ -233,7 +191,7 @@ impl Manifest {
     }
 
     /// Every blob that it needs.
-    pub fn blobs(&self) -> BTreeSet<BlobId> {
+    pub fn blobs(&self) -> BTreeSet<Digest> {
         let mut blobs = BTreeSet::from([self.conditioning]);
         match &self.at {
             ManifestAt::Sampling { guide, blocks, .. } => {
@@ -269,7 +227,7 @@ pub struct Kept {
     /// Its stage; `None` for one that cannot be used.
     pub stage: Option<u32>,
     /// What it needs.
-    pub blobs: BTreeSet<BlobId>,
+    pub blobs: BTreeSet<Digest>,
 }
 
 /// The manifests to be given up: those that cannot be used, and all but the newest `keep` (at least one) of
@@ -289,8 +247,8 @@ pub fn superseded(manifests: &[Kept], keep: usize) -> Vec<ManifestName> {
 mod tests {
     use super::*;
 
-    fn id(n: u8) -> BlobId {
-        BlobId([n; 32])
+    fn id(n: u8) -> Digest {
+        [n; 32].into()
     }
 
     fn sampling() -> Manifest {

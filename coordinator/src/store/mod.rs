@@ -65,17 +65,16 @@ pub use claim::{Claim, Owner};
 pub use error::StoreError;
 pub use inventory::{Inventory, Standing};
 pub use keeper::{Closed, Found, KeepOptions, Keeper, KeeperStart, Tallied, Tally};
-pub use manifest::BlobId;
 pub use open::{StoreUrlError, open, open_objects};
 pub use outputs::{Fetched, Outputs, Part, Piece, Told};
 pub use picture_file::PictureFile;
 pub use probe::Conditions;
-pub use records::{InputPicture, RenderRecord, StateRecord, StoredState, VERSION};
+pub use records::{RenderRecord, StateRecord, StoredState, VERSION};
 pub use restore::Restored;
 
 use crate::output::{Settings, decode_latents};
 use crate::raster::Scratch;
-use crate::request::{RenderRequest, RequestInputs};
+use crate::request::{InputPicture, RenderRequest, RequestInputs};
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
 use crate::spec::RenderSpec;
@@ -269,8 +268,7 @@ impl RenderStore {
     /// Stores a new render under its name, or under the next free id `rN`.
     pub async fn add(&self, new: NewRender, inputs: &RequestInputs) -> Result<RenderRecord, StoreError> {
         let NewRender { id, order, request, priority } = new;
-        let picture = inputs.picture.as_ref();
-        let picture = picture.map(|p| InputPicture { size: p.size(), hash: hash_of(p.rgb()) });
+        let picture = inputs.facts().picture;
         let plan = inputs.plan.as_ref().map(|json| hash_of(json.as_bytes()));
         let Identifier(random) = Identifier::random();
         let nonce = random.iter().map(|b| format!("{b:02x}")).collect();

@@ -26,7 +26,6 @@ use crate::output::{
 };
 use crate::raster::{Levels, Positioned, Scratch};
 use crate::render::Rendered;
-use crate::sampler::plan::PlanFile;
 use crate::spec::RenderSpec;
 use crate::view::StoredPicture;
 
@@ -86,11 +85,10 @@ impl std::fmt::Debug for Outputs {
 }
 
 impl Outputs {
-    /// What a render made. `patch_side`: of its windows. Takes a moment, for the latents.
+    /// What a render made. Takes a moment, for the latents and for the plans, which are drawn again.
     pub fn of(
         rendered: &Rendered,
         spec: &RenderSpec,
-        patch_side: usize,
         (format, scratch): (Format, &Scratch),
     ) -> Result<Self, String> {
         let settings = Settings::new(spec.clone());
@@ -98,7 +96,7 @@ impl Outputs {
             let bytes = encode_latents(latent, &settings).map_err(|e| e.to_string())?;
             Ok::<_, String>((spec.upscales.len() as u32, Bytes::from(bytes)))
         });
-        let plans = PlanFile::of(&rendered.plans, patch_side).to_json().into();
+        let plans = rendered.plans.to_json().into();
         let outputs = Self::new(rendered.picture.clone(), settings.embedded(), (format, scratch));
         Ok(Self { latents: latents.transpose()?, plans, ..outputs })
     }

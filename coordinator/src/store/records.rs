@@ -3,8 +3,7 @@
 use gigasmith_proto::domain::RenderState;
 use serde::{Deserialize, Serialize};
 
-use crate::request::RenderRequest;
-use crate::sampler::units::ImageSize;
+use crate::request::{InputPicture, RenderRequest};
 
 /// The format version that this program writes, and the only one so far.
 pub const VERSION: u32 = 1;
@@ -29,15 +28,6 @@ pub struct RenderRecord {
     pub picture: Option<InputPicture>,
     /// The plan file that came along, by the BLAKE3 of its JSON.
     pub plan: Option<String>,
-}
-
-/// A picture that came along.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InputPicture {
-    /// Its size in pixels.
-    pub size: ImageSize,
-    /// The BLAKE3 of its pixels.
-    pub hash: String,
 }
 
 impl RenderRecord {

@@ -9,11 +9,12 @@ use tokio_stream::StreamExt;
 use super::blobs::{self, conditioning_from};
 use super::keeper::Found;
 use super::manifest::{
-    ArrayRecord, BlobId, BlockRecord, CanvasRecord, Kept, Manifest, ManifestAt, ManifestError, ManifestName,
+    ArrayRecord, BlockRecord, CanvasRecord, Kept, Manifest, ManifestAt, ManifestError, ManifestName,
 };
 use super::{RenderStore, StoreError};
+use crate::digest::Digest;
 use crate::raster::Raster;
-use crate::render::{Resumed, ResumedAt, SavedDecoding};
+use crate::render::{Position, SavedDecoding, StageFrom, Start};
 use crate::sampler::blocks::BlockGrid;
 use crate::sampler::canvas::SavedBlock;
 use crate::sampler::patch_set::PatchSet;
@@ -32,8 +33,8 @@ const LEAST_SIDE: usize = 8;
 /// A render as it was left.
 #[derive(Debug, Default)]
 pub struct Restored {
-    /// Where it goes on.
-    pub resumed: Resumed,
+    /// Where it goes on: at the beginning, without its picture, where there is no checkpoint.
+    pub start: Start,
     /// What its keeper must know.
     pub found: Found,
     /// Checkpoints that could not be used, and why.
@@ -110,7 +111,7 @@ impl RenderStore {
             let unusable = Kept { name, stage: None, blobs: Default::default() };
             let manifest = match self.manifest(id, name, spec).await {
                 Ok(Some(manifest)) => manifest,
-                Ok(None) if restored.resumed.at.is_none() => return Ok(None),
+                Ok(None) if restored.start.position.is_beginning() => return Ok(None),
                 Ok(None) => continue,
                 Err(Unusable::Store(error)) => return Err(error),
                 Err(Unusable::Damaged(reason)) => {
@@ -120,13 +121,13 @@ impl RenderStore {
                 }
             };
             let kept = Kept { name, stage: Some(manifest.stage), blobs: manifest.blobs() };
-            if restored.resumed.at.is_some() {
+            if !restored.start.position.is_beginning() {
                 restored.found.manifests.push(kept);
                 continue;
             }
             match self.load(id, manifest, spec, model, &restored.found).await {
-                Ok((resumed, remark)) => {
-                    restored.resumed = resumed;
+                Ok((start, remark)) => {
+                    restored.start = start;
                     restored.damage.extend(remark);
                     restored.found.manifests.push(kept);
                 }
@@ -137,8 +138,9 @@ impl RenderStore {
                 }
             }
         }
-        if restored.resumed.at.is_none() {
-            restored.resumed.at = self.finished_stage(id, spec, model, &mut restored.damage).await?;
+        if restored.start.position.is_beginning() {
+            let finished = self.finished_stage(id, spec, model, &mut restored.damage).await?;
+            restored.start.position = finished.unwrap_or_default();
         }
         Ok(Some(restored))
     }
@@ -185,7 +187,7 @@ impl RenderStore {
         spec: &RenderSpec,
         model: &ModelDescription,
         found: &Found,
-    ) -> Result<(Resumed, Option<String>), Unusable> {
+    ) -> Result<(Start, Option<String>), Unusable> {
         let damaged = |reason: String| Unusable::Damaged(reason);
         let stage = manifest.stage;
         let slider = stage.checked_sub(1).and_then(|i| spec.upscales.get(i as usize)).map_or(0, |u| u.slider);
@@ -238,7 +240,7 @@ impl RenderStore {
             }
             Err(error) => return Err(error.into()),
         };
-        Ok((Resumed { conditioning, at: Some(parts.resumed(stage, manifest.at)) }, remark))
+        Ok((Start { conditioning, position: parts.position(stage, manifest.at) }, remark))
     }
 
     async fn conditioning(
@@ -263,7 +265,7 @@ impl RenderStore {
         spec: &RenderSpec,
         model: &ModelDescription,
         damage: &mut Vec<String>,
-    ) -> Result<Option<ResumedAt>, StoreError> {
+    ) -> Result<Option<Position>, StoreError> {
         for stage in (0..=spec.upscales.len() as u32).rev() {
             let size = spec.stage_size(stage).expect("it is one of the spec's");
             let latent = size.latent(model.latent_factor);
@@ -272,7 +274,7 @@ impl RenderStore {
                 Ok(None) => {}
                 Ok(Some(latent)) => {
                     let decoded = SavedDecoding::default();
-                    return Ok(Some(ResumedAt::Finished { stage, latent, decoded }));
+                    return Ok(Some(Position::Decoding { stage, latent: Arc::new(latent), decoded }));
                 }
                 Err(error @ StoreError::Damaged { .. }) => damage.push(error.to_string()),
                 Err(error) => return Err(error),
@@ -283,9 +285,9 @@ impl RenderStore {
 }
 
 /// The canvas of a manifest, and its blobs with their places.
-fn contents(manifest: &Manifest) -> (CanvasRecord, Vec<(Place, BlobId)>) {
+fn contents(manifest: &Manifest) -> (CanvasRecord, Vec<(Place, Digest)>) {
     let mut blobs = Vec::new();
-    let numbered = |ids: &[BlobId], place: fn(usize) -> Place| -> Vec<(Place, BlobId)> {
+    let numbered = |ids: &[Digest], place: fn(usize) -> Place| -> Vec<(Place, Digest)> {
         ids.iter().enumerate().map(|(i, &id)| (place(i), id)).collect()
     };
     match &manifest.at {
@@ -424,7 +426,7 @@ impl Parts {
         Some(())
     }
 
-    fn resumed(mut self, stage: u32, at: ManifestAt) -> ResumedAt {
+    fn position(mut self, stage: u32, at: ManifestAt) -> Position {
         match at {
             ManifestAt::Sampling { committed, patches, plan, .. } => {
                 let committed = PatchSet::from_ranges(&committed, patches as usize).unwrap_or_default();
@@ -435,7 +437,7 @@ impl Parts {
                     before: self.before.remove(&i),
                 });
                 let saved = SavedStage { grid: self.grid, committed, blocks: blocks.collect() };
-                ResumedAt::Stage { stage, plan: plan.to_string(), guide: self.whole, saved }
+                Position::Stage { stage, from: StageFrom::Left { plan, guide: self.whole, saved } }
             }
             ManifestAt::Decoding { waiting, .. } => {
                 let tiles = self.waiting.into_values();
@@ -451,7 +453,7 @@ impl Parts {
                     waiting: positions.zip(tiles).collect(),
                 };
                 let latent = self.whole.expect("a finished stage has a latent");
-                ResumedAt::Finished { stage, latent, decoded }
+                Position::Decoding { stage, latent: Arc::new(latent), decoded }
             }
         }
     }

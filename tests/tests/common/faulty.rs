@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
-use gigasmith_coordinator::store::BlobId;
+use gigasmith_coordinator::digest::Digest;
 use gigasmith_coordinator::store::manifest::{Manifest, ManifestName};
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -210,7 +210,7 @@ impl Faulty {
             for blob in manifest.blobs() {
                 let path = folder.clone().join("blobs").join(blob.to_string());
                 let whole = match self.inner.get(&path).await {
-                    Ok(found) => BlobId::of(&found.bytes().await.unwrap()) == blob,
+                    Ok(found) => Digest::of(&found.bytes().await.unwrap()) == blob,
                     Err(_) => false,
                 };
                 if !whole {

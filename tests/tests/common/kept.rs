@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gigasmith_coordinator::farm::Lane;
-use gigasmith_coordinator::render::{Course, Progress, RenderError, RenderInputs, Rendered, render_from};
+use gigasmith_coordinator::render::{Course, Progress, RenderError, Rendered, render_from};
 use gigasmith_coordinator::request::{RenderRequest, RequestInputs};
-use gigasmith_coordinator::spec::RenderSpec;
+use gigasmith_coordinator::spec::{RenderSpec, StagePlans};
 use gigasmith_coordinator::store::{
     Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Owner, RenderStore, StoreError, Tally,
 };
@@ -132,8 +132,8 @@ impl Given {
             seen: 0,
         };
         let mut course = Course::new(&mut progress, &mut keeper, stop);
-        let inputs = RenderInputs::default();
-        let rendered = render_from(lane.clone(), spec, inputs, restored.resumed, &mut course).await;
+        let plans = StagePlans::drawn(spec, lane.model());
+        let rendered = render_from(lane.clone(), (spec, plans), restored.start, &mut course).await;
         let tally = keeper.tally();
         Ok(match rendered {
             Ok(rendered) => (Attempt::Done(Box::new(rendered), claim), tally),

@@ -17,9 +17,8 @@ use crate::embedded::EmbeddedFarm;
 use crate::farm::Lane;
 use crate::metrics::Metrics;
 use crate::output::Format;
-use crate::render::{Course, Progress, RenderInputs, render_from};
-use crate::request::given_plans;
-use crate::spec::RenderSpec;
+use crate::render::{Course, Progress, Start, render_from};
+use crate::spec::{RenderSpec, StagePlans};
 use crate::store::{Closed, Keeper, KeeperStart, Outputs, Part, Piece, Restored, StateRecord, StoredState};
 
 /// How long the last checkpoint may take.
@@ -126,15 +125,17 @@ impl Keeping {
         display.phase("reading the checkpoint");
         let read = async {
             let restored = self.store.restore(id, spec, lane.model()).await.map_err(|e| self.failure(e))?;
-            let from_start = restored.resumed.at.is_none();
+            let from_start = restored.start.position.is_beginning();
             let inputs = self.store.inputs(record, from_start).await.map_err(|e| self.failure(e))?;
             Ok((restored, inputs))
         };
-        let (Restored { resumed, found, damage }, inputs) = self.unless_stopped(read).await?;
+        let (Restored { mut start, found, damage }, inputs) = self.unless_stopped(read).await?;
         display.finish();
         damage.iter().for_each(|damage| display.warn(damage));
-        let plans = inputs.plan.as_deref().map(|json| given_plans(json, spec, lane.model())).transpose();
-        let inputs = RenderInputs { picture: inputs.picture, plans: plans.map_err(Failure::usage)? };
+        if start.position.is_beginning() {
+            start = Start::beginning(inputs.picture);
+        }
+        let plans = StagePlans::new(spec, lane.model(), inputs.plan.as_deref()).map_err(Failure::usage)?;
         let stop = self.stop.child_token();
         let mut keeper = Keeper::start(KeeperStart {
             metrics: Metrics::default(),
@@ -149,7 +150,7 @@ impl Keeping {
         let course = Course::new(display, &mut keeper, stop.clone());
         let mut course = course.with_scratch(self.store.scratch().clone());
         let rendered = {
-            let work = render_from(lane.clone(), spec, inputs, resumed, &mut course);
+            let work = render_from(lane.clone(), (spec, plans), start, &mut course);
             let mut work = std::pin::pin!(work);
             tokio::select! {
                 done = &mut work => done.map_err(Failure::from),
@@ -163,12 +164,11 @@ impl Keeping {
         };
         let failure = match rendered {
             Ok(rendered) => {
-                let (patch_side, spec) = (lane.model().patch_side as usize, spec.clone());
+                let spec = spec.clone();
                 let (format, scratch) = (files.format()?, self.store.scratch().clone());
-                let encoded = tokio::task::spawn_blocking(move || {
-                    Outputs::of(&rendered, &spec, patch_side, (format, &scratch))
-                })
-                .await;
+                let encoded =
+                    tokio::task::spawn_blocking(move || Outputs::of(&rendered, &spec, (format, &scratch)))
+                        .await;
                 let encoded = encoded.map_err(|e| e.to_string()).flatten();
                 let failed = |e| Failure::output(format!("the picture cannot be encoded: {e}"));
                 return Ok((encoded.map_err(failed)?, keeper));

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use gigasmith_proto::domain::{Array, Conditioning};
 
 use super::super::blobs::{Blob, conditioning_bytes};
-use super::super::manifest::{ArrayRecord, BlobId, BlockRecord, CanvasRecord, ManifestAt};
+use super::super::manifest::{ArrayRecord, BlockRecord, CanvasRecord, ManifestAt};
+use crate::digest::Digest;
 use crate::render::{Point, PointAt, SavedDecoding};
 use crate::sampler::blocks::BlockGrid;
 use crate::sampler::stage::{SavedStage, StageRules};
@@ -32,13 +33,13 @@ pub(super) struct Draft {
     pub(super) stage: u32,
     kind: Kind,
     pub(super) left: Vec<(Slot, Blob)>,
-    pub(super) ids: BTreeMap<Slot, BlobId>,
+    pub(super) ids: BTreeMap<Slot, Digest>,
     /// Versions of the blocks that are written.
     versions: BTreeMap<usize, u64>,
 }
 
 enum Kind {
-    Sampling { canvas: CanvasRecord, plan: BlobId, patches: u32, committed: Vec<(u32, u32)> },
+    Sampling { canvas: CanvasRecord, plan: Digest, patches: u32, committed: Vec<(u32, u32)> },
     Decoding { canvas: CanvasRecord, tails: Vec<Shape>, waiting: Vec<(u32, Shape)>, norms: Option<Shape> },
 }
 
@@ -48,18 +49,18 @@ type Shape = [usize; 3];
 #[derive(Debug, Default)]
 pub(super) struct Current {
     stage: Option<u32>,
-    conditioning: Option<BlobId>,
-    plan: Option<BlobId>,
-    guide: BTreeMap<usize, BlobId>,
-    latent: BTreeMap<usize, BlobId>,
-    bands: BTreeMap<usize, BlobId>,
+    conditioning: Option<Digest>,
+    plan: Option<Digest>,
+    guide: BTreeMap<usize, Digest>,
+    latent: BTreeMap<usize, Digest>,
+    bands: BTreeMap<usize, Digest>,
     /// Version, values now, values before of each block.
-    blocks: BTreeMap<usize, (u64, BlobId, Option<BlobId>)>,
+    blocks: BTreeMap<usize, (u64, Digest, Option<Digest>)>,
 }
 
 impl Current {
     /// What a manifest to come may need without writing it.
-    pub(super) fn blobs(&self) -> BTreeSet<BlobId> {
+    pub(super) fn blobs(&self) -> BTreeSet<Digest> {
         let blocks = self.blocks.values().flat_map(|(_, now, before)| std::iter::once(*now).chain(*before));
         let lists = self.guide.values().chain(self.latent.values()).chain(self.bands.values());
         blocks.chain(lists.copied()).chain(self.conditioning).collect()
@@ -110,7 +111,7 @@ impl Current {
             Some(plan) => plan,
             None => {
                 let rules = rules.clone();
-                let hashed = tokio::task::spawn_blocking(move || BlobId::from(rules.plan().hash())).await;
+                let hashed = tokio::task::spawn_blocking(move || Digest::from(rules.plan().hash())).await;
                 hashed.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
             }
         };
@@ -184,7 +185,7 @@ impl Draft {
         Self { stage, kind, left: Vec::new(), ids: BTreeMap::new(), versions: BTreeMap::new() }
     }
 
-    fn want(&mut self, slot: Slot, known: Option<&BlobId>, blob: impl FnOnce() -> Blob) {
+    fn want(&mut self, slot: Slot, known: Option<&Digest>, blob: impl FnOnce() -> Blob) {
         match known {
             Some(&id) => drop(self.ids.insert(slot, id)),
             None => self.left.push((slot, blob())),
@@ -192,7 +193,7 @@ impl Draft {
     }
 
     /// The ids of some slots, in order.
-    fn list(&self, first: Slot, end: Slot) -> Vec<BlobId> {
+    fn list(&self, first: Slot, end: Slot) -> Vec<Digest> {
         self.ids.range(first..end).map(|(_, id)| *id).collect()
     }
 
