@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use gigasmith_proto::domain::Array;
+use gigasmith_proto::domain::{Array, ScheduleConfig};
 
 use super::simulation::for_each_seed;
 use super::*;
@@ -16,7 +16,7 @@ use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
 use crate::sampler::philox::{Philox, Purpose};
 use crate::sampler::plan::{Geometry, Plan, PlanKind};
-use crate::sampler::stage::tests::schedule;
+use crate::sampler::schedule::Schedule;
 use crate::sampler::stage::{PatchInput, StageRun, Start};
 use crate::sampler::units::LatentSize;
 
@@ -30,7 +30,8 @@ fn stage(seed: u64) -> StageRun {
     let noise = NoiseField::from_seed(seed, 1, Purpose::Noise, 1);
     let latent = NoiseField::from_seed(seed, 1, Purpose::Encode, 1).whole(size);
     let guide = Guide::new(latent, noise);
-    StageRun::new(plan, schedule(STEPS), Start::Guided { guide, slider: 2 })
+    let schedule = Schedule::new(&ScheduleConfig::SDXL, STEPS).unwrap();
+    StageRun::new(plan, schedule, Start::Guided { guide, slider: 2 })
 }
 
 /// A stand-in for the network.

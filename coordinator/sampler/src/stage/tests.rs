@@ -1,6 +1,6 @@
 //! The graph against the oracle: a plain sequential program of the method's eight rules.
 
-use gigasmith_proto::domain::{BetaSchedule, PredictionType, ScheduleConfig, TimestepSpacing};
+use gigasmith_types::ScheduleConfig;
 use proptest::prelude::*;
 
 use super::super::philox::Purpose;
@@ -11,17 +11,8 @@ use super::*;
 const CHANNELS: usize = 2;
 
 /// SDXL's schedule.
-pub(crate) fn schedule(steps: u32) -> Schedule {
-    let config = ScheduleConfig {
-        beta_start: 0.00085,
-        beta_end: 0.012,
-        beta_schedule: BetaSchedule::ScaledLinear,
-        num_train_timesteps: 1000,
-        steps_offset: 1,
-        timestep_spacing: TimestepSpacing::Leading,
-        prediction_type: PredictionType::Epsilon,
-    };
-    Schedule::new(&config, steps).unwrap()
+fn schedule(steps: u32) -> Schedule {
+    Schedule::new(&ScheduleConfig::SDXL, steps).unwrap()
 }
 
 /// A stand-in for the network: every output depends on the whole window, so that a single wrong input

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use gigasmith_proto::domain::Array;
+use gigasmith_types::Array;
 
 use super::blend::Cell;
 use super::blocks::{BlockGrid, OpenSteps};
@@ -365,4 +365,4 @@ fn chessboard(result: &mut Array, guide: &Array, bit: bool) {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
