@@ -44,7 +44,7 @@ fn predict(input: &PatchInput) -> Array {
 
 fn sequential(seed: u64) -> Array {
     let mut run = stage(seed);
-    while let Some(start) = run.next_patch() {
+    while let Some(start) = run.next_patch(1) {
         let input = run.rules().input(start);
         let prediction = predict(&input);
         let outcome = run.rules().outcome(input, prediction);
@@ -99,7 +99,8 @@ impl World {
 
     /// Hands out what can be handed out; a worker's result exists from then on.
     fn hand_out(&mut self) {
-        while let Some(start) = self.run.next_patch() {
+        let most = 1 + self.below(8);
+        while let Some(start) = self.run.next_patch(most) {
             let input = self.run.rules().input(start);
             let order = TaskOrder { stage: 1, position: input.id.0 };
             let task = self.table.submit(self.job, order, "patch").expect("the job is open");
