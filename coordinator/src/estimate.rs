@@ -28,7 +28,13 @@ const CANVASES: f64 = 3.6;
 /// Payloads in memory for each task that is prepared, under way or waits for its turn.
 const PAYLOADS: u64 = 4;
 /// Prepared tasks for each slot of a worker.
-const PER_SLOT: u64 = 2;
+pub const PER_SLOT: u64 = 2;
+/// Patches that may be taken and not committed, for each prepared task: a worker that is so many times slower than
+/// the others holds nobody up.
+pub const AHEAD: u64 = 4;
+/// Arrays of a result that waits for an earlier one to be committed: what the network saw, what it said, and what
+/// comes of it.
+const HELD: u64 = 3;
 /// Results of tiles in memory for each worker, beside those of the row that waits for its last: on their way, as
 /// they came and as they are joined.
 const RESULTS: u64 = 4;
@@ -185,7 +191,11 @@ impl Estimate {
         self.tiles += tiles;
         let canvas = channels * latent.area() as u64 * 4;
         let in_flight = crew.workers * crew.slots * PER_SLOT;
-        let sampling = (CANVASES * canvas as f64) as u64 + in_flight * PAYLOADS * patch;
+        // Only patches of one step wait for each other.
+        let held = ((AHEAD - 1) * in_flight).min(patches.div_ceil(u64::from(spec.steps)));
+        let result = channels * window.area() as u64 * 4;
+        let sampling =
+            (CANVASES * canvas as f64) as u64 + in_flight * PAYLOADS * patch + held * HELD * result;
         let tiled =
             |pass: &Pass| canvas + pass.row + in_flight * pass.task + crew.workers * RESULTS * pass.result;
         let needed = sampling.max(tiled(&encoded)).max(tiled(&decoded)) + IDLE_BYTES;

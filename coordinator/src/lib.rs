@@ -26,9 +26,10 @@ pub mod output;
 pub mod raster;
 pub mod render;
 pub mod request;
-pub mod sampler;
 pub mod spec;
 pub mod store;
 pub mod verify;
 pub mod view;
 pub mod web;
+
+pub use gigasmith_sampler as sampler;

@@ -6,8 +6,9 @@
 //! data, hashes have 32 bytes, enumerations are known); nobody checks again.
 
 pub mod convert;
-pub mod domain;
 pub mod text;
+
+pub use gigasmith_types as domain;
 
 /// Messages and services of the package `gigasmith.v1`, generated from `gigasmith/v1/*.proto`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, clippy::nursery)]

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gigasmith_coordinator::estimate::AHEAD;
 use gigasmith_coordinator::farm::table::{
     ClassKey, JobOptions, LeaseId, Millis, ModelKey, Requirement, Skills, TaskId, TaskTable, WorkerId,
 };
@@ -109,9 +110,10 @@ fn simulate(case: &Case) -> f64 {
     }
     let mut patches: HashMap<TaskId, PatchId> = HashMap::new();
     let (mut now, mut prepared) = (0u64, 0usize);
+    let room = 4 * case.speeds.len();
     while !frontier.is_done() {
-        while prepared < 4 * case.speeds.len() {
-            let Some(id) = frontier.next_ready() else { break };
+        while prepared < room {
+            let Some(id) = frontier.next_ready(AHEAD as usize * room) else { break };
             let order = TaskOrder { stage: 1, position: id.0 };
             patches.insert(table.submit(job, order, "patch").expect("the job is open"), id);
             prepared += 1;

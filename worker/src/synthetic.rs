@@ -9,9 +9,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use gigasmith_proto::domain::{
-    Array, BetaSchedule, Component, Conditioning, Dtype, Fingerprint, ModelDescription, NoiseTask,
-    NumericClass, PAPER_SLIDER_SHARES, PredictionType, Preset, Rect, ScheduleConfig, TextEncoding,
-    TimestepSpacing, VaePair,
+    Array, Component, Conditioning, Dtype, Fingerprint, ModelDescription, NoiseTask, NumericClass,
+    PAPER_SLIDER_SHARES, Preset, Rect, ScheduleConfig, TextEncoding, VaePair,
 };
 
 use crate::backend::{Backend, BackendError};
@@ -102,15 +101,7 @@ fn description(side: u32) -> ModelDescription {
         vae_norms: VaePair { encoder: 0, decoder: 1 },
         device_bytes: 64 << 20,
         force_zeros_for_empty_prompt: true,
-        schedule: ScheduleConfig {
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: BetaSchedule::ScaledLinear,
-            num_train_timesteps: 1000,
-            steps_offset: 1,
-            timestep_spacing: TimestepSpacing::Leading,
-            prediction_type: PredictionType::Epsilon,
-        },
+        schedule: ScheduleConfig::SDXL,
         pag_blocks: vec!["d0".into(), "m0".into(), "u0".into()],
         native_sizes: vec![(pixels, pixels)],
         preset: Preset { steps: 50, guidance_scale: 7.5, scale: 2.0, slider_shares: PAPER_SLIDER_SHARES },

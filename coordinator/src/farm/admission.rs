@@ -8,9 +8,19 @@
 //! give those. A class may share a render with others (`--mix`) where its answers lie within
 //! [`MIX_TOLERANCE`] of the first class's.
 //!
+//! A driver's update may change a class's answers and not its name, and the first worker of a class may have
+//! been wrong all the time. Then every other one is refused, and a person decides: a refused worker that is
+//! enabled is examined again, and if it still differs, its answers take the place of the class's, provided that it
+//! agrees with itself, that no admitted worker of the class is here, and that no render under way needs the class.
+//! Everybody else of the class is examined anew. So all of a render between its start, or its taking up from a
+//! checkpoint, and its end is computed with the same answers. A checkpoint does not say which answers those were:
+//! a render that is stopped and taken up later goes on with those that the class has then, as it does when the
+//! coordinator was started again.
+//!
 //! Invariants: nobody works who is not admitted; a worker whose answers differ is refused, with the
-//! difference as the reason, until a person has it examined again; one that cannot be examined now
-//! (disabled, away, failing) does not keep the others of its class waiting.
+//! difference as the reason, until a person has it examined again; all admitted workers of a class gave the
+//! same answers; one that cannot be examined now (disabled, away, failing) does not keep the others of its
+//! class waiting.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -88,6 +98,8 @@ struct Candidate {
     tries: u32,
     /// Whether it is connected and wanted.
     able: bool,
+    /// Whether its answers may take the place of its class's: a person wants it, and no render does not.
+    may_replace: bool,
     /// The lowest is examined first.
     turn: u64,
 }
@@ -126,7 +138,8 @@ impl Admission {
         let standing = if self.examines { Standing::Waits } else { Standing::Admitted };
         self.turns += 1;
         let turn = self.turns;
-        self.candidates.insert(worker, Candidate { skills, model, standing, tries: 0, able: true, turn });
+        let candidate = Candidate { skills, model, standing, tries: 0, able: true, may_replace: false, turn };
+        self.candidates.insert(worker, candidate);
         self.promote(skills.model);
     }
 
@@ -160,10 +173,12 @@ impl Admission {
         }
     }
 
-    /// Examines a refused worker again.
-    pub fn retry(&mut self, worker: WorkerId) {
+    /// Examines a refused worker again, because a person wants it. `is_free`: no render under way needs the
+    /// answers that its class has, so that its own may take their place where no admitted worker of the class
+    /// is here.
+    pub fn retry(&mut self, worker: WorkerId, is_free: bool) {
         let Some(candidate) = self.candidates.get_mut(&worker) else { return };
-        candidate.tries = 0;
+        (candidate.tries, candidate.may_replace) = (0, is_free);
         if matches!(candidate.standing, Standing::Refused(_)) {
             candidate.standing = Standing::Waits;
             let model = candidate.skills.model;
@@ -236,11 +251,11 @@ impl Admission {
         question(paper.answers.len(), &candidate.model, self.texts.get(&candidate.skills.model))
     }
 
-    /// A worker has answered.
-    pub fn answered(&mut self, now: Millis, worker: WorkerId, answer: TaskResult) {
-        let Some(candidate) = self.candidates.get_mut(&worker) else { return };
+    /// A worker has answered; whether its answers have taken the place of its class's.
+    pub fn answered(&mut self, now: Millis, worker: WorkerId, answer: TaskResult) -> bool {
+        let Some(candidate) = self.candidates.get_mut(&worker) else { return false };
         let skills = candidate.skills;
-        let Standing::Examined(paper) = &mut candidate.standing else { return };
+        let Standing::Examined(paper) = &mut candidate.standing else { return false };
         if let Some(asked) = paper.asked.take() {
             paper.slowest = paper.slowest.max(now.since(asked));
         }
@@ -251,38 +266,49 @@ impl Admission {
             self.texts.insert(skills.model, (text.id(), Arc::new(text)));
         }
         paper.answers.push(answer);
-        if paper.answers.len() == QUESTIONS {
-            self.mark(worker);
-        }
+        let replaces = paper.answers.len() == QUESTIONS && self.mark(worker);
         self.promote(skills.model);
+        replaces
     }
 
-    /// All questions are answered: the worker is admitted, refused, or asked everything again.
-    fn mark(&mut self, worker: WorkerId) {
-        let candidate = self.candidates.get_mut(&worker).expect("the caller looked");
-        let Skills { model, class } = candidate.skills;
-        let Standing::Examined(paper) = &mut candidate.standing else { return };
+    /// Whether an admitted worker of a class is connected and wanted.
+    fn is_upheld(&self, skills: Skills) -> bool {
+        let upholds =
+            |c: &Candidate| c.skills == skills && c.able && matches!(c.standing, Standing::Admitted);
+        self.candidates.values().any(upholds)
+    }
+
+    /// All questions are answered: the worker is admitted, refused, or asked everything again. Whether its
+    /// answers have taken the place of its class's.
+    fn mark(&mut self, worker: WorkerId) -> bool {
+        let skills = self.candidates[&worker].skills;
+        let is_upheld = self.is_upheld(skills);
+        let candidate = self.candidates.get_mut(&worker).expect("just seen");
+        let Skills { model, class } = skills;
+        let Standing::Examined(paper) = &mut candidate.standing else { return false };
         let answers = std::mem::take(&mut paper.answers);
         let known = self.classes.get(&(model, class));
+        let differs = known.map(|known| difference(&known.answers, &answers));
         let refuse = |what: &str, difference: String| Standing::Refused(format!("{what}: {difference}"));
-        candidate.standing = match (known, paper.first.take()) {
-            (Some(known), _) => match difference(&known.answers, &answers) {
-                None => Standing::Admitted,
-                Some(difference) => refuse(
-                    "its canary is not the farm's",
-                    format!(
-                        "{difference}; see that its driver, build and weights are those of the others, then \
-                         `gigasmith workers enable` it"
-                    ),
+        let mut replaces = false;
+        candidate.standing = match (differs, paper.first.take()) {
+            (Some(None), _) => Standing::Admitted,
+            (Some(Some(difference)), _) if is_upheld || !candidate.may_replace => refuse(
+                "its canary is not the farm's",
+                format!(
+                    "{difference}; see that its driver, build and weights are those of the others, then \
+                     `gigasmith workers enable` it; it may differ once none of the others is connected and no \
+                     render of its class is under way"
                 ),
-            },
-            (None, None) => {
+            ),
+            (_, None) => {
                 paper.first = Some(answers);
-                return;
+                return false;
             }
-            (None, Some(first)) => match difference(&first, &answers) {
+            (known, Some(first)) => match difference(&first, &answers) {
                 Some(difference) => refuse("it gave two answers to the same question", difference),
                 None => {
+                    replaces = known.is_some();
                     let slowest = paper.slowest;
                     let first_class = *self.first_class.entry(model).or_insert(class);
                     let mixes = match self.classes.get(&(model, first_class)) {
@@ -294,6 +320,20 @@ impl Admission {
                 }
             },
         };
+        candidate.may_replace = false;
+        if replaces {
+            self.examine_anew(worker, skills);
+        }
+        replaces
+    }
+
+    /// A class has other answers: whoever was examined by the old ones waits for an examination by the new.
+    /// Those under way end with the new ones.
+    fn examine_anew(&mut self, founder: WorkerId, skills: Skills) {
+        let others = self.candidates.iter_mut().filter(|(id, c)| **id != founder && c.skills == skills);
+        for (_, candidate) in others.filter(|(_, c)| !matches!(c.standing, Standing::Examined(_))) {
+            (candidate.standing, candidate.tries) = (Standing::Waits, 0);
+        }
     }
 
     /// An examination broke off: it is tried again a few times, after others of its class.

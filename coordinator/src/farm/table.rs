@@ -4,13 +4,13 @@
 //! values. No clock, no I/O; time never needs to match the time of day, and a clock that steps is no
 //! concern of this file.
 //!
-//! Jobs are renders: their tasks are handed out by priority, then in the order the jobs came, then in
-//! the order of each job's plan. A task is *leased* to a worker under a fencing number that is never
+//! Jobs are renders: their tasks are handed out by priority, then to the job that has had the least of
+//! the devices' time (`table/share.rs`), then in the order of each job's plan. A task is *leased* to a worker under a fencing number that is never
 //! given twice, until a deadline. Hearing from the worker moves the deadline; silence or a failure
 //! frees the task for another worker. When a connection breaks, its leases are *suspended*: the tasks
 //! are free at once, yet the worker may return before the deadline and hand its results in. A worker
 //! that fails again and again is blocked. When nothing waits, an idle worker takes over a task that stands
-//! behind another in a busy worker's queue, or else duplicates a lease that has stood for twice the usual
+//! behind the call under way in a busy worker's queue (`table/calls.rs`), or else duplicates a lease that has stood for twice the usual
 //! time, the oldest first; the first result wins.
 //!
 //! Invariants (the simulation in `table/simulation.rs` checks them after every event):
@@ -22,7 +22,19 @@
 //! 5. *Progress*: while one good worker lives that may do them, every task ends whose job is not paused.
 //! 6. *Only the fit work*: a task goes to an open worker with the weights and class its job requires, and
 //!    never from a paused job.
+//! 7. *No starvation*: of the jobs of the highest priority with a task that the worker may take, the one with
+//!    the least load gets it; and every task adds to a load.
+//! 8. *Fair share*: while two jobs of equal priority and requirement have tasks waiting, and all tasks take the
+//!    same time, the numbers of their tasks that are done never drift apart by more than twice all slots.
+//! 9. *No call is done twice*: an idle worker takes over no lease that is in the call under way, once it is known
+//!    how many tasks the other's calls take.
 
+mod calls;
+mod idle;
+mod queries;
+mod share;
+#[cfg(test)]
+mod share_simulation;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -31,9 +43,9 @@ mod stage_simulation;
 mod tests;
 mod types;
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use calls::{Calls, smooth};
 pub use types::{
     ClassKey, Expired, JobId, JobOptions, LeaseId, Millis, ModelKey, Requirement, Skills, TaskId, TaskOrder,
     Verdict, WorkerId,
@@ -61,6 +73,10 @@ const HUNG_FIRST: Millis = Millis(60 * 60_000);
 struct Job {
     options: JobOptions,
     paused: bool,
+    /// Milliseconds of devices' time that its finished tasks took.
+    served: u64,
+    /// What its leases are expected to take.
+    in_flight: u64,
     tasks: BTreeSet<TaskId>,
     waiting: BTreeSet<(TaskOrder, TaskId)>,
 }
@@ -82,6 +98,8 @@ struct Lease {
     task: TaskId,
     worker: WorkerId,
     since: Millis,
+    /// Milliseconds of the worker's time that it is expected to take.
+    cost: u64,
 }
 
 #[derive(Debug)]
@@ -96,9 +114,7 @@ struct Worker {
     leases: BTreeSet<LeaseId>,
     heard: Millis,
     failures_in_a_row: u32,
-    last_result: Millis,
-    /// Moving average of the time a task takes it, in milliseconds.
-    pace: Option<u64>,
+    calls: Calls,
 }
 
 impl Worker {
@@ -117,7 +133,7 @@ impl Worker {
 
     /// When another task would be done, at this worker's pace.
     fn expected(&self, usual: u64) -> u64 {
-        (self.leases.len() as u64 + 1) * self.pace.unwrap_or(usual).max(1)
+        (self.leases.len() as u64 + 1) * self.calls.pace().unwrap_or(usual).max(1)
     }
 }
 
@@ -125,8 +141,6 @@ impl Worker {
 #[derive(Debug, Default)]
 pub struct TaskTable {
     jobs: BTreeMap<JobId, Job>,
-    /// Jobs in the order they are served.
-    ranking: BTreeSet<(Reverse<i32>, JobId)>,
     tasks: BTreeMap<TaskId, Entry>,
     leases: BTreeMap<LeaseId, Lease>,
     workers: BTreeMap<WorkerId, Worker>,
@@ -153,9 +167,8 @@ impl TaskTable {
     /// Adds a job.
     pub fn open_job(&mut self, options: JobOptions) -> JobId {
         let id = JobId(self.number());
-        let job = Job { options, paused: false, tasks: BTreeSet::new(), waiting: BTreeSet::new() };
-        self.ranking.insert((Reverse(options.priority), id));
-        self.jobs.insert(id, job);
+        let (tasks, waiting) = (BTreeSet::new(), BTreeSet::new());
+        self.jobs.insert(id, Job { options, paused: false, served: 0, in_flight: 0, tasks, waiting });
         id
     }
 
@@ -164,31 +177,35 @@ impl TaskTable {
         let Some(job) = self.jobs.get(&id) else { return Vec::new() };
         let tasks: Vec<TaskId> = job.tasks.iter().copied().collect();
         tasks.iter().for_each(|&task| self.end_task(task));
-        let job = self.jobs.remove(&id).expect("just seen");
-        self.ranking.remove(&(Reverse(job.options.priority), id));
+        self.jobs.remove(&id);
         tasks
     }
 
     /// Gives a job another priority.
     pub fn prioritise(&mut self, id: JobId, priority: i32) {
         if let Some(job) = self.jobs.get_mut(&id) {
-            self.ranking.remove(&(Reverse(job.options.priority), id));
-            job.options.priority = priority;
-            self.ranking.insert((Reverse(priority), id));
+            if std::mem::replace(&mut job.options.priority, priority) != priority {
+                self.begin_anew(id);
+            }
         }
     }
 
     /// Holds a job's tasks back, or hands them out again. What is leased goes on.
     pub fn pause(&mut self, id: JobId, paused: bool) {
         if let Some(job) = self.jobs.get_mut(&id) {
-            job.paused = paused;
+            if std::mem::replace(&mut job.paused, paused) && !paused {
+                self.catch_up(id);
+            }
         }
     }
 
     /// Adds a task; `None` when its job is gone.
     pub fn submit(&mut self, job: JobId, order: TaskOrder, kind: &'static str) -> Option<TaskId> {
         let id = TaskId(self.number());
-        let owner = self.jobs.get_mut(&job)?;
+        if self.jobs.get(&job)?.tasks.is_empty() {
+            self.catch_up(job);
+        }
+        let owner = self.jobs.get_mut(&job).expect("just seen");
         owner.tasks.insert(id);
         owner.waiting.insert((order, id));
         let (leases, failed_on) = (Vec::new(), BTreeSet::new());
@@ -208,8 +225,7 @@ impl TaskTable {
             leases: BTreeSet::new(),
             heard: now,
             failures_in_a_row: 0,
-            last_result: now,
-            pace: None,
+            calls: Calls::new(now, slots),
         };
         self.workers.insert(id, worker);
         id
@@ -287,13 +303,13 @@ impl TaskTable {
     fn expire_hung(&mut self, now: Millis) -> Vec<WorkerId> {
         let limit = |l: &Lease, worker: &Worker| {
             let usual = self.usual.get(&(self.tasks[&l.task].kind, worker.skills)).copied();
-            let usual = usual.max(worker.pace);
+            let usual = usual.max(worker.calls.pace());
             usual.map_or(HUNG_FIRST, |usual| Millis((HUNG_FACTOR * usual).max(HUNG_LEAST.0)))
         };
         // A worker that hands results in does not hang, however long its queue is.
         let late = |l: &Lease| {
             let worker = &self.workers[&l.worker];
-            l.since.max(worker.last_result).after(limit(l, worker)) <= now
+            worker.calls.began(l.since).after(limit(l, worker)) <= now
         };
         let hung: Vec<(LeaseId, Lease)> =
             self.leases.iter().filter(|(_, l)| late(l)).map(|(&id, &l)| (id, l)).collect();
@@ -324,16 +340,12 @@ impl TaskTable {
 
     /// Leases the first task that some worker has room for to the worker that will be done with it
     /// first. When there is none, a worker that has nothing else to do takes the first task that stands
-    /// second in another's queue, or else duplicates the one that is overdue the longest.
+    /// behind the call under way in another's queue, or else duplicates the one that is overdue the longest.
     pub fn assign(&mut self, now: Millis) -> Option<(WorkerId, LeaseId, TaskId)> {
         if let Some((worker, task)) = self.first_waiting(now) {
             return Some(self.lease(now, worker, task));
         }
-        let idle = |w: &Worker| w.is_sound(now) && w.leases.is_empty();
-        let idle: Vec<WorkerId> = self.workers.iter().filter(|(_, w)| idle(w)).map(|(&id, _)| id).collect();
-        if idle.is_empty() {
-            return None;
-        }
+        let idle = self.idle(now);
         if let Some((worker, lease)) = self.queued_elsewhere(now, &idle) {
             let Lease { task, worker: holder, .. } = self.leases[&lease];
             self.withdrawn.push((holder, lease));
@@ -344,36 +356,6 @@ impl TaskTable {
         Some(self.lease(now, worker, task))
     }
 
-    /// A lease that waits in a worker's queue behind another, and an idle worker that would be done with
-    /// it clearly sooner. Workers compute in the order they are given tasks: the oldest lease is under way,
-    /// and when it is nearly done the next one may have begun already, unseen from here.
-    fn queued_elsewhere(&self, now: Millis, idle: &[WorkerId]) -> Option<(WorkerId, LeaseId)> {
-        let queued = self.workers.iter().filter(|(_, w)| w.connected).flat_map(|(_, holder)| {
-            holder.leases.iter().enumerate().skip(1).map(move |(place, &lease)| (holder, place as u64, lease))
-        });
-        let gain = |(holder, before, id): (&Worker, u64, LeaseId)| {
-            let entry = &self.tasks[&self.leases[&id].task];
-            let job = &self.jobs[&entry.job];
-            let pace = |w: &Worker| {
-                w.pace.unwrap_or_else(|| self.usual.get(&(entry.kind, w.skills)).copied().unwrap_or(1))
-            };
-            let there = pace(holder);
-            let begun = holder.leases.first().map_or(now, |l| self.leases[l].since).max(holder.last_result);
-            let left = there.saturating_sub(now.since(begun));
-            // A quarter of a task: less is not worth the risk of doing it twice.
-            let sooner = |w: &&WorkerId| {
-                let worker = &self.workers[w];
-                worker.is_fit(job.options.requirement)
-                    && !entry.failed_on.contains(w)
-                    && pace(worker) + there / 4 < left + before * there
-            };
-            let usable = !job.paused && entry.leases.len() == 1;
-            let best = idle.iter().filter(|w| usable && sooner(w)).min_by_key(|w| self.workers[w].pace)?;
-            Some(((Reverse(job.options.priority), entry.job, entry.order), *best, id))
-        };
-        queued.filter_map(gain).min_by_key(|(rank, ..)| *rank).map(|(_, worker, lease)| (worker, lease))
-    }
-
     fn first_waiting(&self, now: Millis) -> Option<(WorkerId, TaskId)> {
         let open = |w: &Worker| w.is_sound(now) && w.has_room();
         let free: Vec<(WorkerId, &Worker)> =
@@ -381,9 +363,8 @@ impl TaskTable {
         if free.is_empty() {
             return None;
         }
-        for (_, id) in &self.ranking {
-            let job = &self.jobs[id];
-            if job.paused || !free.iter().any(|(_, w)| w.is_fit(job.options.requirement)) {
+        for (_, job) in self.ranking() {
+            if !free.iter().any(|(_, w)| w.is_fit(job.options.requirement)) {
                 continue;
             }
             for &(_, task) in &job.waiting {
@@ -410,31 +391,16 @@ impl TaskTable {
         !entry.failed_on.contains(&id) || !self.workers.iter().any(fresh)
     }
 
-    fn overdue(&self, now: Millis, idle: &[WorkerId]) -> Option<(WorkerId, TaskId)> {
-        let helper = |task: TaskId| {
-            let entry = &self.tasks[&task];
-            let job = &self.jobs[&entry.job];
-            let may = |id: &&WorkerId| {
-                self.workers[id].is_fit(job.options.requirement) && !entry.failed_on.contains(id)
-            };
-            let usable = !job.paused && entry.leases.len() == 1;
-            idle.iter().filter(|_| usable).find(may).copied()
-        };
-        let is_late = |l: &&Lease| {
-            let holder = &self.workers[&l.worker];
-            let usual = self.usual.get(&(self.tasks[&l.task].kind, holder.skills));
-            usual.is_some_and(|usual| l.since.0 + 2 * usual < now.0)
-        };
-        let mut late: Vec<&Lease> = self.leases.values().filter(is_late).collect();
-        late.sort_by_key(|l| (l.since, l.task));
-        late.into_iter().find_map(|l| Some((helper(l.task)?, l.task)))
-    }
-
     fn lease(&mut self, now: Millis, worker: WorkerId, task: TaskId) -> (WorkerId, LeaseId, TaskId) {
         let id = LeaseId(self.number());
-        self.tasks.get_mut(&task).expect("a task to lease exists").leases.push(id);
-        self.leases.insert(id, Lease { task, worker, since: now });
-        self.workers.get_mut(&worker).expect("a worker to lease to exists").leases.insert(id);
+        let entry = self.tasks.get_mut(&task).expect("a task to lease exists");
+        entry.leases.push(id);
+        let to = self.workers.get_mut(&worker).expect("a worker to lease to exists");
+        to.leases.insert(id);
+        let usual = self.usual.get(&(entry.kind, to.skills)).copied();
+        let cost = to.calls.pace().or(usual).unwrap_or(0).max(1);
+        self.leases.insert(id, Lease { task, worker, since: now, cost });
+        self.jobs.get_mut(&entry.job).expect("a task belongs to a job").in_flight += cost;
         self.settle(task);
         (worker, id, task)
     }
@@ -449,15 +415,17 @@ impl TaskTable {
         self.hear(now, worker);
         let Some(task) = self.leased(worker, lease) else { return Verdict::Stale };
         let since = self.leases[&lease].since;
-        let smooth = |old: Option<u64>, new: u64| old.map_or(new, |old| (old * 7 + new) / 8);
-        let kind = (self.tasks[&task].kind, self.workers[&worker].skills);
-        self.usual.insert(kind, smooth(self.usual.get(&kind).copied(), now.since(since)));
+        let Entry { kind, job, .. } = self.tasks[&task];
+        let by = &self.workers[&worker];
+        let usual = (kind, by.skills);
+        let of_kind = |l: &Lease| self.tasks[&l.task].kind == kind && by.calls.has_waited(l.since);
+        let offered = by.leases.iter().filter(|l| of_kind(&self.leases[l])).count();
+        self.usual.insert(usual, smooth(self.usual.get(&usual).copied(), now.since(since)));
         self.end_lease(lease);
         self.end_task(task);
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.failures_in_a_row = 0;
-            worker.pace = Some(smooth(worker.pace, now.since(since.max(worker.last_result))));
-            worker.last_result = now;
+            Self::charge(&mut self.jobs, &worker.calls.succeeded(now, since, (kind, job), offered));
         }
         Verdict::Done(task)
     }
@@ -468,7 +436,7 @@ impl TaskTable {
         let Some(task) = self.leased(worker, lease) else { return Verdict::Stale };
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.failures_in_a_row += u32::from(!permanent);
-            worker.last_result = now;
+            worker.calls.failed(now);
         }
         let entry = self.tasks.get_mut(&task).expect("a leased task exists");
         entry.failures += 1;
@@ -490,56 +458,15 @@ impl TaskTable {
         Verdict::Again
     }
 
-    /// Whether a worker failed so often in a row that it gets no more work.
-    pub fn is_blocked(&self, worker: WorkerId) -> bool {
-        self.workers.get(&worker).is_some_and(|w| w.failures_in_a_row >= BLOCK_AFTER)
-    }
-
-    /// What is known of a worker: leases, milliseconds since it was heard of, milliseconds a task.
-    pub fn worker(&self, now: Millis, id: WorkerId) -> Option<(usize, u64, Option<u64>)> {
-        self.workers.get(&id).map(|w| (w.leases.len(), now.since(w.heard), w.pace))
-    }
-
-    /// Whether a worker holds no lease.
-    pub fn is_idle(&self, id: WorkerId) -> bool {
-        self.workers.get(&id).is_none_or(|w| w.leases.is_empty())
-    }
-
-    /// How long a lease has stood, and the kind of its task.
-    pub fn lease_age(&self, now: Millis, lease: LeaseId) -> Option<(&'static str, u64)> {
-        let lease = self.leases.get(&lease)?;
-        Some((self.tasks[&lease.task].kind, now.since(lease.since)))
-    }
-
-    /// The tasks of a job that are under way: order, kind, worker, and how long the lease has stood.
-    pub fn underway(&self, now: Millis, id: JobId) -> Vec<(TaskOrder, &'static str, WorkerId, u64)> {
-        let tasks = self.jobs.get(&id).into_iter().flat_map(|job| &job.tasks);
-        let entries = tasks.map(|task| &self.tasks[task]);
-        let of = |entry: &Entry, lease: &LeaseId| {
-            let Lease { worker, since, .. } = self.leases[lease];
-            (entry.order, entry.kind, worker, now.since(since))
-        };
-        entries.flat_map(|entry| entry.leases.iter().map(move |lease| of(entry, lease))).collect()
-    }
-
-    /// Tasks that wait and tasks that are leased.
-    pub fn depth(&self) -> (usize, usize) {
-        let waiting = self.jobs.values().map(|j| j.waiting.len()).sum();
-        (waiting, self.tasks.len() - waiting)
-    }
-
-    /// Tasks of a job that wait, and its tasks in all.
-    pub fn job_depth(&self, id: JobId) -> (usize, usize) {
-        self.jobs.get(&id).map_or((0, 0), |j| (j.waiting.len(), j.tasks.len()))
-    }
-
     /// Ends one lease; its task waits again unless another lease of it stands.
     fn end_lease(&mut self, id: LeaseId) {
         let Some(lease) = self.leases.remove(&id) else { return };
         if let Some(worker) = self.workers.get_mut(&lease.worker) {
             worker.leases.remove(&id);
         }
-        self.tasks.get_mut(&lease.task).expect("a lease belongs to a task").leases.retain(|l| *l != id);
+        let entry = self.tasks.get_mut(&lease.task).expect("a lease belongs to a task");
+        entry.leases.retain(|l| *l != id);
+        self.jobs.get_mut(&entry.job).expect("a task belongs to a job").in_flight -= lease.cost;
         self.settle(lease.task);
     }
 
@@ -560,8 +487,12 @@ impl TaskTable {
     fn end_task(&mut self, task: TaskId) {
         let Some(entry) = self.tasks.get(&task) else { return };
         for lease in entry.leases.clone() {
-            self.withdrawn.push((self.leases[&lease].worker, lease));
+            let worker = self.leases[&lease].worker;
+            self.withdrawn.push((worker, lease));
             self.end_lease(lease);
+            if let Some(worker) = self.workers.get_mut(&worker) {
+                worker.calls.shorten();
+            }
         }
         let entry = self.tasks.remove(&task).expect("just seen");
         let job = self.jobs.get_mut(&entry.job).expect("a task belongs to a job");

@@ -6,6 +6,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::RenderError;
+use crate::estimate::PER_SLOT;
 use crate::farm::Lane;
 
 /// Runs arithmetic in place, and lets the runtime's other tasks go on elsewhere meanwhile.
@@ -54,7 +55,7 @@ impl<'a, T: Send + 'static> Flight<'a, T> {
 
     /// Tasks that are prepared or under way at most.
     pub(super) fn room(&self) -> usize {
-        2 * self.lane.slots().max(1)
+        PER_SLOT as usize * self.lane.slots().max(1)
     }
 
     pub(super) fn send(&mut self, task: impl Future<Output = Result<T, RenderError>> + Send + 'static) {

@@ -2,16 +2,16 @@
 //! and, once it is decoded, the picture.
 //!
 //! The latents of a patch are turned to colours when it is committed, by a linear map, one pixel for each
-//! latent pixel: a fifth of the canvas's memory, and nothing that the render would wait for. The map is
-//! fitted to the first picture that the render decodes; before that it is SDXL's, or shades of grey.
+//! latent pixel: a fifth of the canvas's memory. Who looks takes what is there and works on it by itself: the
+//! render waits for nobody. The map is fitted to the first picture that the render decodes; before that it is SDXL's, or shades of grey.
 
 mod colours;
+mod preview;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use gigasmith_proto::domain::{Array, ModelDescription};
-use tokio::sync::watch;
 
 use super::StageBegin;
 use crate::raster::{Levels, Raster};
@@ -21,13 +21,12 @@ use crate::sampler::stage::{PatchInput, StageObserver, StageRules, StageRun};
 use crate::sampler::tiles::Tiling;
 use crate::sampler::units::{ImageSize, LatentSize, PixelRect, Step, Window};
 use colours::Colours;
+use preview::Preview;
 
 /// Changes that are remembered, for those who saw the canvas a moment ago.
 const REMEMBERED: usize = 256;
 /// Cells along the longer side, at most.
 const CELLS: usize = 64;
-/// A pixel of a preview is the mean of at most so many latent pixels a side.
-const SAMPLES: usize = 4;
 
 /// What is to be seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +77,6 @@ pub struct Glance {
 #[derive(Debug)]
 pub struct Live {
     inner: Mutex<Inner>,
-    changes: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -97,8 +95,7 @@ struct Scene {
     size: ImageSize,
     steps: u32,
     factor: usize,
-    /// One pixel for each latent pixel.
-    preview: Vec<u8>,
+    preview: Preview,
     latent: LatentSize,
     cells: Cells,
     rules: Option<Arc<StageRules>>,
@@ -111,20 +108,11 @@ impl Live {
     /// another was should not begin at the same number.
     pub fn new(version: u64) -> Self {
         let inner = Inner { version, changed: 0, colours: None, recent: VecDeque::new(), scene: None };
-        Self { inner: Mutex::new(inner), changes: watch::Sender::new(0) }
+        Self { inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no holder panics")
-    }
-
-    /// Is told when something changes.
-    pub fn watch(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-
-    fn touch(&self) {
-        self.changes.send_modify(|n| *n += 1);
     }
 
     /// What is to be seen now; `None`: nothing yet.
@@ -175,7 +163,11 @@ impl Live {
     /// The pixels of a part of a level, as far as they are known: of the picture where it is decoded, else
     /// of the preview. `None` when another version is to be seen now, or there is no such part.
     pub fn read(&self, version: u64, level: usize, rect: PixelRect) -> Option<Vec<u8>> {
-        let raster = {
+        enum Found {
+            Picture(Arc<Raster>),
+            Preview(Preview),
+        }
+        let found = {
             let inner = self.lock();
             let scene = inner.scene.as_ref().filter(|_| inner.version == version)?;
             let size = level_size(scene.size, level);
@@ -184,11 +176,15 @@ impl Live {
             }
             let decoded = scene.decoding.as_ref().map(|(raster, _)| raster.clone());
             match decoded.filter(|r| level < r.levels() && r.rows(level) >= rect.top + rect.height) {
-                None => return Some(scene.shrunk(level, rect)),
-                Some(raster) => raster,
+                None if scene.is_finished => return None,
+                None => Found::Preview(scene.preview.take(level, rect)),
+                Some(raster) => Found::Picture(raster),
             }
         };
-        raster.read(level, rect).ok()
+        match found {
+            Found::Picture(raster) => raster.read(level, rect).ok(),
+            Found::Preview(preview) => Some(preview.shrunk(level, rect)),
+        }
     }
 
     /// The picture, once it is decoded.
@@ -201,22 +197,10 @@ impl Live {
     /// A stage begins, or is taken up.
     pub(super) fn begin(&self, begin: StageBegin, run: &StageRun, model: &ModelDescription) {
         let (latent, factor) = (run.canvas().size(), model.latent_factor as usize);
-        let side = latent.height.max(latent.width).div_ceil(CELLS).max(1);
-        let (columns, rows) = (latent.width.div_ceil(side), latent.height.div_ceil(side));
-        let cells = Cells { columns, rows, side: (side * factor) as u32, done: vec![0; columns * rows] };
-        let mut scene = Scene {
-            stage: begin.stage,
-            stages: begin.total,
-            size: begin.size,
-            steps: run.rules().schedule().len() as u32,
-            factor,
-            preview: vec![0; latent.area() * 3],
-            latent,
-            cells,
-            rules: Some(run.rules().clone()),
-            decoding: None,
-            is_finished: false,
-        };
+        let steps = run.rules().schedule().len() as u32;
+        let mut scene =
+            Scene { rules: Some(run.rules().clone()), ..Scene::new(begin, latent, factor, steps) };
+        let (side, columns) = (scene.cells.side as usize / factor, scene.cells.columns);
         let colours = self.lock().colours.clone().unwrap_or_else(|| Colours::guess(model));
         for top in (0..latent.height).step_by(side) {
             for left in (0..latent.width).step_by(side) {
@@ -227,7 +211,7 @@ impl Live {
                     width: side.min(latent.width - left),
                 };
                 let done = run.canvas().steps_done(window);
-                scene.paint(
+                scene.preview.paint(
                     window,
                     &run.canvas().read_now(window),
                     &colours,
@@ -242,8 +226,6 @@ impl Live {
         inner.changed += 1;
         inner.scene = Some(scene);
         inner.colours.get_or_insert(colours);
-        drop(inner);
-        self.touch();
     }
 
     /// A stage's canvas, or what a restored one is of, is decoded from now on.
@@ -255,40 +237,29 @@ impl Live {
         tiling: &Tiling,
         model: &ModelDescription,
     ) {
-        let factor = model.latent_factor as usize;
+        let (colours, is_new) = {
+            let inner = self.lock();
+            let colours = inner.colours.clone().unwrap_or_else(|| Colours::guess(model));
+            (colours, inner.scene.as_ref().is_none_or(|s| s.stage != begin.stage))
+        };
+        let new = is_new.then(|| {
+            let mut scene = Scene::new(begin, tiling.size(), model.latent_factor as usize, 1);
+            scene.preview.paint(scene.latent.rect(), latent, &colours, 1.0);
+            scene
+        });
         let mut inner = self.lock();
-        let colours = inner.colours.clone().unwrap_or_else(|| Colours::guess(model));
-        if inner.scene.as_ref().is_none_or(|s| s.stage != begin.stage) {
-            let size = tiling.size();
-            let side = size.height.max(size.width).div_ceil(CELLS).max(1);
-            let (columns, rows) = (size.width.div_ceil(side), size.height.div_ceil(side));
-            let mut scene = Scene {
-                stage: begin.stage,
-                stages: begin.total,
-                size: begin.size,
-                steps: 1,
-                factor,
-                preview: vec![0; size.area() * 3],
-                latent: size,
-                cells: Cells { columns, rows, side: (side * factor) as u32, done: Vec::new() },
-                rules: None,
-                decoding: None,
-                is_finished: false,
-            };
-            scene.paint(size.rect(), latent, &colours, 1.0);
+        if new.is_some() {
             inner.version += 1;
-            inner.scene = Some(scene);
+            inner.scene = new;
         }
         let scene = inner.scene.as_mut().expect("there is one now");
-        scene.cells.done = vec![0; scene.cells.columns * scene.cells.rows];
+        scene.cells.done.fill(0);
         scene.rules = None;
         scene.decoding = Some((raster.clone(), tiling.clone()));
         let finished = raster.finished() / model.latent_factor;
         scene.mark(Window { height: finished as usize, ..scene.latent.rect() }, 1);
         inner.recent.clear();
         inner.changed += 1;
-        drop(inner);
-        self.touch();
     }
 
     /// A tile is decoded; `rows`: from which row of pixels to which the picture is finished by it.
@@ -303,8 +274,6 @@ impl Live {
         if let Some(rect) = rect {
             inner.dirty(rect);
         }
-        drop(inner);
-        self.touch();
     }
 
     /// A stage is decoded. Its latent and its picture tell which colours latents stand for.
@@ -316,12 +285,10 @@ impl Live {
         }
         if let Some(scene) = inner.scene.as_mut().filter(|_| is_last) {
             scene.is_finished = true;
-            scene.preview = Vec::new();
+            scene.preview = Preview::new(LatentSize { height: 0, width: 0 }, scene.factor);
         }
         inner.changed += 1;
         inner.recent.clear();
-        drop(inner);
-        self.touch();
     }
 }
 
@@ -337,12 +304,10 @@ impl StageObserver for Painter<'_> {
         let latent = canvas.read_now(input.window);
         let mut inner = self.live.lock();
         let Inner { colours: Some(colours), scene: Some(scene), .. } = &mut *inner else { return };
-        scene.paint(input.window, &latent, colours, gain(self.schedule, done));
+        scene.preview.paint(input.window, &latent, colours, gain(self.schedule, done));
         scene.mark(input.window, done);
         let rect = input.window.pixels(scene.factor);
         inner.dirty(rect);
-        drop(inner);
-        self.live.touch();
     }
 }
 
@@ -372,16 +337,23 @@ fn level_size(size: ImageSize, level: usize) -> ImageSize {
 }
 
 impl Scene {
-    fn paint(&mut self, window: Window, latent: &Array, colours: &Colours, gain: f32) {
-        for row in 0..window.height {
-            let at = ((window.top + row) * self.latent.width + window.left) * 3;
-            let out = &mut self.preview[at..][..window.width * 3];
-            for (column, pixel) in out.chunks_exact_mut(3).enumerate() {
-                let value = |channel: usize| {
-                    gain * latent.data()[channel * window.area() + row * window.width + column]
-                };
-                pixel.copy_from_slice(&colours.pixel(value));
-            }
+    /// A black canvas.
+    fn new(begin: StageBegin, latent: LatentSize, factor: usize, steps: u32) -> Self {
+        let side = latent.height.max(latent.width).div_ceil(CELLS).max(1);
+        let (columns, rows) = (latent.width.div_ceil(side), latent.height.div_ceil(side));
+        let done = vec![0; columns * rows];
+        Self {
+            stage: begin.stage,
+            stages: begin.total,
+            size: begin.size,
+            steps,
+            factor,
+            preview: Preview::new(latent, factor),
+            latent,
+            cells: Cells { columns, rows, side: (side * factor) as u32, done },
+            rules: None,
+            decoding: None,
+            is_finished: false,
         }
     }
 
@@ -402,31 +374,7 @@ impl Scene {
             }
         }
     }
-
-    /// A part of a level of the preview: enlarged, or the mean of some of the pixels that it is made of.
-    fn shrunk(&self, level: usize, rect: PixelRect) -> Vec<u8> {
-        let mut out = Vec::with_capacity(rect.area() * 3);
-        // In latent pixels, from which to which, times the factor.
-        let span = |at: u32, length: usize| {
-            let (from, to) = ((at as usize) << level, ((at as usize) + 1) << level);
-            let first = (from / self.factor).min(length - 1);
-            (first, to.div_ceil(self.factor).min(length).max(first + 1))
-        };
-        for y in rect.top..rect.top + rect.height {
-            let (top, bottom) = span(y, self.latent.height);
-            for x in rect.left..rect.left + rect.width {
-                let (left, right) = span(x, self.latent.width);
-                let (mut sum, mut n) = ([0u32; 3], 0);
-                for row in (top..bottom).step_by((bottom - top).div_ceil(SAMPLES)) {
-                    for column in (left..right).step_by((right - left).div_ceil(SAMPLES)) {
-                        let at = (row * self.latent.width + column) * 3;
-                        sum.iter_mut().zip(&self.preview[at..at + 3]).for_each(|(s, &v)| *s += u32::from(v));
-                        n += 1;
-                    }
-                }
-                out.extend(sum.map(|s| (s / n) as u8));
-            }
-        }
-        out
-    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use gigasmith_proto::domain::{
 use super::RenderError;
 use super::course::{Course, Point, PointAt};
 use super::flight::{Flight, all_cores, on_a_core};
+use crate::estimate::AHEAD;
 use crate::farm::{Lane, TaskError, TaskOrder};
 use crate::sampler::stage::{PatchInput, StageObserver, StageRun};
 use crate::sampler::units::{ImageSize, LatentSize, Window};
@@ -63,7 +64,8 @@ impl Sampling {
         course.journal.note(point(&run));
         while !run.is_done() {
             while flight.has_room() {
-                let Some(start) = run.next_patch() else { break };
+                // Results that come early wait in memory for one that is late.
+                let Some(start) = run.next_patch(AHEAD as usize * flight.room()) else { break };
                 let (sampling, rules, cores) = (self.clone(), run.rules().clone(), cores.clone());
                 flight.send(async move {
                     let by_rules = rules.clone();

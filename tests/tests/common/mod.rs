@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use gigasmith_coordinator::embedded::EmbeddedFarm;
 use gigasmith_proto::domain::{
-    Array, BetaSchedule, Component, Conditioning, Dtype, Fingerprint, ModelDescription, NoiseTask,
-    NumericClass, PredictionType, Preset, Rect, ScheduleConfig, TextEncoding, TimestepSpacing, VaePair,
+    Array, Component, Conditioning, Dtype, Fingerprint, ModelDescription, NoiseTask, NumericClass, Preset,
+    Rect, ScheduleConfig, TextEncoding, VaePair,
 };
 use gigasmith_worker::backend::{Backend, BackendError};
 use gigasmith_worker::device::DeviceThread;
@@ -88,15 +88,7 @@ pub(crate) fn description() -> ModelDescription {
         vae_norms: VaePair { encoder: 1, decoder: 2 },
         device_bytes: 0,
         force_zeros_for_empty_prompt: true,
-        schedule: ScheduleConfig {
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: BetaSchedule::ScaledLinear,
-            num_train_timesteps: 1000,
-            steps_offset: 1,
-            timestep_spacing: TimestepSpacing::Leading,
-            prediction_type: PredictionType::Epsilon,
-        },
+        schedule: ScheduleConfig::SDXL,
         pag_blocks: vec!["m0".into()],
         native_sizes: vec![(64, 64)],
         preset: Preset { steps: 4, guidance_scale: 5.0, scale: 2.0, slider_shares: [0.5, 0.75] },

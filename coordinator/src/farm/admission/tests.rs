@@ -88,7 +88,7 @@ fn the_same_bytes_admit_and_others_are_refused_with_the_difference() {
     }
     let reason = hall.reason(WorkerId(3));
     assert!(reason.contains("in the text states 1 of 2 values differ, by up to 1.0e-4"), "{reason}");
-    hall.0.retry(WorkerId(3));
+    hall.0.retry(WorkerId(3), true);
     hall.round(WorkerId(3), 0.0);
     assert!(hall.open(WorkerId(3)), "a mended worker comes in");
 }
@@ -189,4 +189,52 @@ fn a_farm_that_does_not_examine_admits_everyone() {
     admission.join(WorkerId(1), GPU, model());
     assert_eq!(admission.rating(WorkerId(1)), Rating { open: true, mixes: true });
     assert!(admission.ask(NOW, WorkerId(1)).is_none());
+}
+
+#[test]
+fn a_person_may_give_a_class_other_answers_once_nobody_upholds_the_old_ones() {
+    let mut hall = founded();
+    let (first, updated, another) = (WorkerId(1), hall.join(2, GPU), hall.join(3, GPU));
+    hall.round(updated, 0.5);
+    hall.round(another, 0.5);
+    assert!(hall.reason(updated).contains("once none of the others is connected"));
+    // While an admitted worker is here, or a render needs the old answers, a worker that differs stays out.
+    hall.0.retry(updated, true);
+    assert_eq!(hall.round(updated, 0.5), QUESTIONS);
+    hall.reason(updated);
+    hall.0.set_able(first, false);
+    hall.0.retry(updated, false);
+    assert_eq!(hall.round(updated, 0.5), QUESTIONS);
+    hall.reason(updated);
+    // It is asked everything twice, as a first one is; one that contradicts itself changes nothing.
+    hall.0.retry(updated, true);
+    hall.round(updated, 0.5);
+    assert!(!hall.open(updated), "once is not enough");
+    hall.round(updated, 0.25);
+    assert!(hall.reason(updated).contains("two answers"));
+    hall.0.retry(updated, true);
+    hall.round(updated, 0.5);
+    hall.round(updated, 0.5);
+    assert!(hall.open(updated));
+    // The others are examined by the new answers: those that were refused, and those that were admitted.
+    assert!(!hall.open(another) && !hall.open(first));
+    hall.round(another, 0.5);
+    assert!(hall.open(another));
+    hall.0.set_able(first, true);
+    assert!(!hall.open(first), "nobody works whose answers are the old ones");
+    hall.round(first, 0.0);
+    hall.reason(first);
+}
+
+#[test]
+fn a_mended_worker_does_not_change_its_class() {
+    let mut hall = founded();
+    let worker = hall.join(2, GPU);
+    hall.round(worker, 0.5);
+    hall.0.set_able(WorkerId(1), false);
+    hall.0.retry(worker, true);
+    hall.round(worker, 0.0);
+    assert!(hall.open(worker), "its answers are the class's again: no second round");
+    hall.0.set_able(WorkerId(1), true);
+    assert!(hall.open(WorkerId(1)));
 }

@@ -72,7 +72,15 @@ impl Owner {
         });
         match checked {
             Ok(result) => {
-                self.admission.answered(self.now(), worker, result);
+                if self.admission.answered(self.now(), worker, result) {
+                    let class = self.model_of(worker).map(|model| model.numeric_class.to_string());
+                    tracing::warn!(
+                        worker = self.name(worker),
+                        class,
+                        "a worker's answers take the place of its class's: all others of it are examined again"
+                    );
+                    self.reopen_all();
+                }
                 self.after_exam(worker);
             }
             Err(message) => self.exam_failed(worker, &message),
@@ -173,13 +181,15 @@ impl Owner {
         };
         self.members.set_disabled(name, change == WorkerChange::Disable);
         let member = self.members.get_mut(worker).expect("found by its name");
+        let skills = member.skills;
         match change {
             // A worker that drains has been told, and ends: nothing brings it back.
             WorkerChange::Enable | WorkerChange::Disable if member.wish == Wish::Drain => {}
             WorkerChange::Enable => {
                 (member.wish, member.told) = (Wish::Work, None);
                 self.table.forgive(worker);
-                self.admission.retry(worker);
+                let is_free = !self.table.is_required(skills);
+                self.admission.retry(worker, is_free);
             }
             WorkerChange::Disable => member.wish = Wish::Rest,
             WorkerChange::Drain => {

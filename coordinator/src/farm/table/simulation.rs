@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::share::Rank;
 use super::*;
 use crate::sampler::philox::{Philox, Purpose};
 
@@ -136,7 +137,10 @@ impl World {
             }
             _ => self.report(),
         }
-        while let Some((worker, lease, task)) = self.table.assign(self.now) {
+        loop {
+            let waiting = self.waiting();
+            let Some((worker, lease, task)) = self.table.assign(self.now) else { break };
+            self.check_turn(&waiting, worker, task);
             assert!(self.numbers.insert(lease), "invariant 3: lease {lease:?} is given twice");
             assert!(self.open.contains(&task), "invariant 2: {task:?} is given out after its end");
             self.check_fit(worker, task);
@@ -213,6 +217,25 @@ impl World {
         }
     }
 
+    /// Tasks that wait and that nobody has failed, with the ranks of their jobs.
+    fn waiting(&self) -> BTreeMap<TaskId, (Rank, Requirement)> {
+        let open = self.table.jobs.iter().filter(|(_, job)| !job.paused);
+        let of = open.flat_map(|(id, job)| {
+            let of = (job.rank(*id), job.options.requirement);
+            job.waiting.iter().map(move |&(_, task)| (task, of))
+        });
+        of.filter(|(task, _)| self.table.tasks[task].failed_on.is_empty()).collect()
+    }
+
+    /// Invariant 7.
+    fn check_turn(&self, waiting: &BTreeMap<TaskId, (Rank, Requirement)>, worker: WorkerId, task: TaskId) {
+        let Some((given, _)) = waiting.get(&task) else { return };
+        let fit =
+            waiting.values().filter(|(_, requirement)| self.table.workers[&worker].is_fit(*requirement));
+        let first = fit.map(|(rank, _)| rank).min();
+        assert_eq!(first, Some(given), "invariant 7: another job has had less");
+    }
+
     /// Invariant 6.
     fn check_fit(&self, worker: WorkerId, task: TaskId) {
         let job = self.table.tasks[&task].job;
@@ -276,6 +299,11 @@ impl World {
             assert_eq!(waits, !held, "invariant 1: {id:?} waits, or a connected worker holds it");
             let here = |w: &WorkerId| self.workers.contains(w) || self.away.contains(w);
             assert!(holders.iter().all(here), "invariant 1: leased to a worker that left");
+        }
+        for job in table.jobs.values() {
+            let leases = job.tasks.iter().flat_map(|task| &table.tasks[task].leases);
+            let costs: u64 = leases.map(|lease| table.leases[lease].cost).sum();
+            assert_eq!(job.in_flight, costs, "invariant 7: a load counts what is in flight");
         }
         for worker in table.workers.values() {
             assert!(worker.leases.len() <= worker.slots as usize, "invariant 4: more leases than slots");

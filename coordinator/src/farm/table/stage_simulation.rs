@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use gigasmith_proto::domain::Array;
+use gigasmith_proto::domain::{Array, ScheduleConfig};
 
 use super::simulation::for_each_seed;
 use super::*;
@@ -16,7 +16,7 @@ use crate::sampler::guidance::Guide;
 use crate::sampler::noise::NoiseField;
 use crate::sampler::philox::{Philox, Purpose};
 use crate::sampler::plan::{Geometry, Plan, PlanKind};
-use crate::sampler::stage::tests::schedule;
+use crate::sampler::schedule::Schedule;
 use crate::sampler::stage::{PatchInput, StageRun, Start};
 use crate::sampler::units::LatentSize;
 
@@ -30,7 +30,8 @@ fn stage(seed: u64) -> StageRun {
     let noise = NoiseField::from_seed(seed, 1, Purpose::Noise, 1);
     let latent = NoiseField::from_seed(seed, 1, Purpose::Encode, 1).whole(size);
     let guide = Guide::new(latent, noise);
-    StageRun::new(plan, schedule(STEPS), Start::Guided { guide, slider: 2 })
+    let schedule = Schedule::new(&ScheduleConfig::SDXL, STEPS).unwrap();
+    StageRun::new(plan, schedule, Start::Guided { guide, slider: 2 })
 }
 
 /// A stand-in for the network.
@@ -43,7 +44,7 @@ fn predict(input: &PatchInput) -> Array {
 
 fn sequential(seed: u64) -> Array {
     let mut run = stage(seed);
-    while let Some(start) = run.next_patch() {
+    while let Some(start) = run.next_patch(1) {
         let input = run.rules().input(start);
         let prediction = predict(&input);
         let outcome = run.rules().outcome(input, prediction);
@@ -98,7 +99,8 @@ impl World {
 
     /// Hands out what can be handed out; a worker's result exists from then on.
     fn hand_out(&mut self) {
-        while let Some(start) = self.run.next_patch() {
+        let most = 1 + self.below(8);
+        while let Some(start) = self.run.next_patch(most) {
             let input = self.run.rules().input(start);
             let order = TaskOrder { stage: 1, position: input.id.0 };
             let task = self.table.submit(self.job, order, "patch").expect("the job is open");

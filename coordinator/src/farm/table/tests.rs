@@ -346,3 +346,46 @@ fn tables_that_start_elsewhere_give_other_numbers() {
     let mut table = TaskTable::starting_after(1 << 40);
     assert!(table.number() > 1 << 40);
 }
+
+#[test]
+fn the_results_of_one_call_share_its_time() {
+    let mut bench = Bench::new();
+    let worker = bench.join(8);
+    let pace = |bench: &Bench, now: Millis| bench.table.worker(now, worker).unwrap().2;
+    for call in 0..5 {
+        (0..4).for_each(|i| {
+            bench.submit(i);
+        });
+        let begun = Millis(1_000 * call);
+        let leases: Vec<LeaseId> =
+            std::iter::from_fn(|| bench.table.assign(begun)).map(|(_, lease, _)| lease).collect();
+        for (i, lease) in leases.into_iter().enumerate() {
+            let now = Millis(begun.0 + 400 + i as u64);
+            bench.table.succeed(now, worker, lease);
+        }
+        assert_eq!(pace(&bench, begun), Some(100), "400 ms for four tasks");
+    }
+    bench.submit(9);
+    let (_, lease, _) = bench.table.assign(Millis(6_000)).unwrap();
+    bench.table.succeed(Millis(6_180), worker, lease);
+    assert_eq!(pace(&bench, Millis(6_180)), Some(110), "a call of its own");
+}
+
+#[test]
+fn a_call_of_two_jobs_is_paid_by_both() {
+    let mut bench = Bench::new();
+    bench.join(4);
+    let other = bench.table.open_job(job_of(0, Some(ClassKey(0)), false));
+    let Bench { table, job } = &mut bench;
+    let jobs = [*job, other];
+    for job in jobs {
+        table.submit(job, order(0), "patch").unwrap();
+        table.submit(job, order(1), "patch").unwrap();
+    }
+    let leases: Vec<(WorkerId, LeaseId)> =
+        std::iter::from_fn(|| table.assign(NOW)).map(|(worker, lease, _)| (worker, lease)).collect();
+    for (i, (worker, lease)) in leases.into_iter().enumerate() {
+        table.succeed(Millis(400 + i as u64), worker, lease);
+    }
+    assert_eq!(jobs.map(|job| table.jobs[&job].served), [200, 200]);
+}

@@ -30,13 +30,16 @@ impl Colours {
         };
         match is_sdxl {
             true => Self(SDXL.map(levels)),
-            false => {
-                let mut grey = vec![40.0];
-                grey.resize(channels, 0.0);
-                grey.push(127.5);
-                Self([grey.clone(), grey.clone(), grey])
-            }
+            false => Self::shades(channels),
         }
+    }
+
+    /// Shades of grey, by the first channel.
+    pub(super) fn shades(channels: usize) -> Self {
+        let mut grey = vec![40.0];
+        grey.resize(channels, 0.0);
+        grey.push(127.5);
+        Self([grey.clone(), grey.clone(), grey])
     }
 
     pub(super) fn pixel(&self, value: impl Fn(usize) -> f32) -> [u8; 3] {

@@ -5,7 +5,7 @@
 //! sixteen values. PyTorch's own vector code approximates logarithm and sine, so values agree to
 //! about 1e-6, not to the bit.
 
-use gigasmith_proto::domain::Array;
+use gigasmith_types::Array;
 use rand_mt::Mt;
 
 const BLOCK: usize = 16;

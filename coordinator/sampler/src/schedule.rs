@@ -3,7 +3,7 @@
 //! Formulas: Song et al., "Denoising Diffusion Implicit Models" (arXiv 2010.02502), equation 12 with
 //! eta = 0. Values follow diffusers' f32 arithmetic, so that recorded renders are matched.
 
-use gigasmith_proto::domain::{BetaSchedule, PredictionType, ScheduleConfig, TimestepSpacing};
+use gigasmith_types::{BetaSchedule, PredictionType, ScheduleConfig, TimestepSpacing};
 
 use super::units::{Step, Timestep};
 
@@ -174,20 +174,10 @@ fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    pub(crate) fn sdxl() -> ScheduleConfig {
-        ScheduleConfig {
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: BetaSchedule::ScaledLinear,
-            num_train_timesteps: 1000,
-            steps_offset: 1,
-            timestep_spacing: TimestepSpacing::Leading,
-            prediction_type: PredictionType::Epsilon,
-        }
-    }
+    const SDXL: ScheduleConfig = ScheduleConfig::SDXL;
 
     fn visited(steps: u32) -> Vec<u32> {
-        let schedule = Schedule::new(&sdxl(), steps).unwrap();
+        let schedule = Schedule::new(&SDXL, steps).unwrap();
         (0..steps).map(|s| schedule.at(Step(s)).timestep.0).collect()
     }
 
@@ -202,7 +192,7 @@ mod tests {
             0.8033900260925293,
             0.9982960224151611,
         ];
-        let schedule = Schedule::new(&sdxl(), 6).unwrap();
+        let schedule = Schedule::new(&SDXL, 6).unwrap();
         for (step, abar) in recorded.into_iter().enumerate() {
             let ours = f64::from(schedule.at(Step(step as u32)).alphas_cumprod);
             assert!((ours - abar).abs() <= 1.2e-7 * abar, "step {step}: {ours} against {abar}");
@@ -216,7 +206,7 @@ mod tests {
             [TimestepSpacing::Leading, TimestepSpacing::Trailing, TimestepSpacing::Linspace]
         {
             for steps in [1, 2, 3, 4, 7, 33, 50, 300] {
-                let schedule = Schedule::new(&ScheduleConfig { timestep_spacing, ..sdxl() }, steps).unwrap();
+                let schedule = Schedule::new(&ScheduleConfig { timestep_spacing, ..SDXL }, steps).unwrap();
                 let at = |s: u32| schedule.at(Step(s));
                 for s in 1..steps {
                     assert_eq!(
@@ -232,9 +222,9 @@ mod tests {
 
     #[test]
     fn leading_steps_are_those_of_the_published_program() {
-        let alphas = alphas_cumprod(&sdxl());
+        let alphas = alphas_cumprod(&SDXL);
         for steps in [1, 3, 7, 33, 50, 499, 501, 999] {
-            let schedule = Schedule::new(&sdxl(), steps).unwrap();
+            let schedule = Schedule::new(&SDXL, steps).unwrap();
             for s in 0..steps {
                 let step = schedule.at(Step(s));
                 let published = step.timestep.0.checked_sub(1000 / steps).map_or(1.0, |t| alphas[t as usize]);
@@ -245,10 +235,10 @@ mod tests {
 
     #[test]
     fn impossible_step_counts_are_refused() {
-        assert_eq!(Schedule::new(&sdxl(), 0), Err(ScheduleError::NoSteps));
+        assert_eq!(Schedule::new(&SDXL, 0), Err(ScheduleError::NoSteps));
         let too_many = |steps| ScheduleError::TooMany { steps, train: 1000, most: 999 };
-        assert_eq!(Schedule::new(&sdxl(), 1000), Err(too_many(1000)));
-        assert_eq!(Schedule::new(&sdxl(), 4_000_000_000), Err(too_many(4_000_000_000)));
+        assert_eq!(Schedule::new(&SDXL, 1000), Err(too_many(1000)));
+        assert_eq!(Schedule::new(&SDXL, 4_000_000_000), Err(too_many(4_000_000_000)));
         assert_eq!(visited(999).len(), 999);
     }
 
@@ -256,7 +246,7 @@ mod tests {
     fn a_perfect_prediction_leads_to_the_clean_latent() {
         let (x0, noise) = ([0.3f32, -1.2, 2.0], [0.9f32, -0.4, 0.1]);
         for prediction_type in [PredictionType::Epsilon, PredictionType::VPrediction] {
-            let schedule = Schedule::new(&ScheduleConfig { prediction_type, ..sdxl() }, 7).unwrap();
+            let schedule = Schedule::new(&ScheduleConfig { prediction_type, ..SDXL }, 7).unwrap();
             let a = schedule.at(Step(0)).alphas_cumprod;
             let mut x: Vec<f32> =
                 x0.iter().zip(noise).map(|(x, n)| a.sqrt() * x + (1.0 - a).sqrt() * n).collect();

@@ -119,6 +119,19 @@ pub struct ScheduleConfig {
     pub prediction_type: PredictionType,
 }
 
+impl ScheduleConfig {
+    /// SDXL's (Podell et al., arXiv 2307.01952), as its `scheduler_config.json` has it.
+    pub const SDXL: Self = Self {
+        beta_start: 0.00085,
+        beta_end: 0.012,
+        beta_schedule: BetaSchedule::ScaledLinear,
+        num_train_timesteps: 1000,
+        steps_offset: 1,
+        timestep_spacing: TimestepSpacing::Leading,
+        prediction_type: PredictionType::Epsilon,
+    };
+}
+
 /// What to use when the user says nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Preset {

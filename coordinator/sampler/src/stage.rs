@@ -9,10 +9,10 @@
 //! A stage can be left at any moment ([`StageRun::saved`]) and taken up elsewhere ([`StageRun::restore`]):
 //! only what is not committed is computed again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use gigasmith_proto::domain::Array;
+use gigasmith_types::Array;
 
 use super::blend::Cell;
 use super::blocks::{BlockGrid, OpenSteps};
@@ -228,7 +228,6 @@ pub struct StageRun {
     frontier: Frontier<PatchOutcome>,
     committed: PatchSet,
     open: OpenSteps,
-    under_way: HashSet<PatchId>,
 }
 
 impl StageRun {
@@ -286,7 +285,7 @@ impl StageRun {
         let (channels, mixers) = (canvas.channels(), Mutex::default());
         let spare = Spare::default();
         let rules = Arc::new(StageRules { plan, schedule, guide, slider, graph, channels, mixers, spare });
-        Ok(Self { rules, grid, canvas, frontier, committed, open, under_way: HashSet::new() })
+        Ok(Self { rules, grid, canvas, frontier, committed, open })
     }
 
     /// Where the stage stands. Costs no copy; the blocks never change any more.
@@ -304,13 +303,14 @@ impl StageRun {
         &self.rules
     }
 
-    /// Takes the first patch in plan order that can start now (rule 2).
-    pub fn next_patch(&mut self) -> Option<PatchStart> {
-        let id = self.frontier.next_ready()?;
+    /// Takes the first patch in plan order that can start now (rule 2). While `most` patches are taken and
+    /// not committed, only the one that the others wait for: a driver that completes what it takes comes to
+    /// the end with any bound.
+    pub fn next_patch(&mut self, most: usize) -> Option<PatchStart> {
+        let id = self.frontier.next_ready(most)?;
         let plan = &self.rules.plan;
         let (step, window) = (plan.step_of(id), plan.window(id));
         let reads_step = reads_within_step(plan.kind(), step, self.rules.slider);
-        self.under_way.insert(id);
         let spare = &self.rules.spare;
         let start = self.canvas.read_start_in(step, window, spare.values());
         let now = reads_step.then(|| self.canvas.read_now_in(window, spare.values()));
@@ -320,10 +320,8 @@ impl StageRun {
     /// Takes in a patch's outcome and commits what can be committed (rule 8), telling `observer`. Panics
     /// when the patch is not under way: the caller keeps to one outcome per patch.
     pub fn complete(&mut self, outcome: PatchOutcome, observer: &mut dyn StageObserver) {
-        let Self { rules, canvas, frontier, committed, open, under_way, .. } = self;
-        let id = outcome.input.id;
-        assert!(under_way.remove(&id), "an outcome belongs to a patch under way");
-        frontier.complete(id, outcome, |id, outcome| {
+        let Self { rules, canvas, frontier, committed, open, .. } = self;
+        frontier.complete(outcome.input.id, outcome, |id, outcome| {
             let PatchOutcome { input, prediction, values, cells } = outcome;
             canvas.write_back(input.step, input.window, &cells, &values);
             committed.insert(id);
@@ -365,4 +363,4 @@ fn chessboard(result: &mut Array, guide: &Array, bit: bool) {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

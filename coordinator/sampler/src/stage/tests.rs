@@ -1,6 +1,6 @@
 //! The graph against the oracle: a plain sequential program of the method's eight rules.
 
-use gigasmith_proto::domain::{BetaSchedule, PredictionType, ScheduleConfig, TimestepSpacing};
+use gigasmith_types::ScheduleConfig;
 use proptest::prelude::*;
 
 use super::super::philox::Purpose;
@@ -11,17 +11,8 @@ use super::*;
 const CHANNELS: usize = 2;
 
 /// SDXL's schedule.
-pub(crate) fn schedule(steps: u32) -> Schedule {
-    let config = ScheduleConfig {
-        beta_start: 0.00085,
-        beta_end: 0.012,
-        beta_schedule: BetaSchedule::ScaledLinear,
-        num_train_timesteps: 1000,
-        steps_offset: 1,
-        timestep_spacing: TimestepSpacing::Leading,
-        prediction_type: PredictionType::Epsilon,
-    };
-    Schedule::new(&config, steps).unwrap()
+fn schedule(steps: u32) -> Schedule {
+    Schedule::new(&ScheduleConfig::SDXL, steps).unwrap()
 }
 
 /// A stand-in for the network: every output depends on the whole window, so that a single wrong input
@@ -141,7 +132,7 @@ impl Case {
         loop {
             let mut flying = Vec::new();
             while !run.is_done() {
-                while let Some(start) = run.next_patch() {
+                while let Some(start) = run.next_patch(usize::MAX) {
                     flying.push(run.rules().input(start));
                 }
                 let outcome = answered(&run, flying.swap_remove(pick(flying.len())));
@@ -166,13 +157,16 @@ impl Case {
         }
     }
 
-    /// The same through the graph, answers coming back in an order that `pick` chooses.
-    fn through_graph(&self, mut pick: impl FnMut(usize) -> usize) -> Array {
+    /// The same through the graph with `most` patches open, answers coming back in an order that `pick`
+    /// chooses.
+    fn through_graph(&self, most: usize, mut pick: impl FnMut(usize) -> usize) -> Array {
         let mut run = self.run();
-        let mut flying = Vec::new();
+        let (mut flying, mut taken) = (Vec::new(), 0);
         while !run.is_done() {
-            while let Some(start) = run.next_patch() {
+            while let Some(start) = run.next_patch(most) {
                 flying.push(run.rules().input(start));
+                taken += 1;
+                assert!(taken - run.progress().0 <= most.saturating_add(1), "the bound is kept");
             }
             let outcome = answered(&run, flying.swap_remove(pick(flying.len())));
             run.complete(outcome, &mut ());
@@ -208,16 +202,16 @@ proptest! {
     #[test]
     fn the_graph_gives_the_bytes_of_the_sequential_loop(
         height in 4usize..26, width in 4usize..26, slider in 0usize..5, seed: u64, balanced: bool,
-        picks in prop::collection::vec(any::<prop::sample::Index>(), 64),
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 64), most in 1usize..12,
     ) {
         let kind = if balanced { PlanKind::Balanced } else { PlanKind::Paper };
         let case = Case::new(kind, LatentSize { height, width }, 4, slider, seed);
         let oracle = bits(&case.oracle());
         let mut turn = 0;
-        let shuffled = case.through_graph(|n| { turn += 1; picks[turn % picks.len()].index(n) });
+        let shuffled = case.through_graph(most, |n| { turn += 1; picks[turn % picks.len()].index(n) });
         prop_assert_eq!(&bits(&shuffled), &oracle);
-        prop_assert_eq!(&bits(&case.through_graph(|_| 0)), &oracle);
-        prop_assert_eq!(&bits(&case.through_graph(|n| n - 1)), &oracle);
+        prop_assert_eq!(&bits(&case.through_graph(usize::MAX, |_| 0)), &oracle);
+        prop_assert_eq!(&bits(&case.through_graph(most, |n| n - 1)), &oracle);
     }
 }
 
@@ -230,7 +224,7 @@ proptest! {
     ) {
         let kind = if balanced { PlanKind::Balanced } else { PlanKind::Paper };
         let case = Case::new(kind, LatentSize { height, width }, 4, slider, seed);
-        let oracle = bits(&case.through_graph(|_| 0));
+        let oracle = bits(&case.through_graph(usize::MAX, |_| 0));
         let (mut turn, mut answers) = (0, 0usize);
         let (latent, _) = case.interrupted(
             |n| { turn += 1; picks[turn % picks.len()].index(n) },
@@ -246,7 +240,7 @@ fn a_saved_stage_that_makes_no_sense_is_refused() {
     let mut run = case.run();
     let restore = |saved| StageRun::restore(case.plan.clone(), schedule(3), case.start(), saved).err();
     for _ in 0..4 {
-        let start = run.next_patch().unwrap();
+        let start = run.next_patch(1).unwrap();
         let outcome = answered(&run, run.rules().input(start));
         run.complete(outcome, &mut ());
     }
@@ -303,7 +297,7 @@ fn blending_touches_nothing_outside_the_zone() {
         let case = Case::new(kind, size, 3, 2, 4);
         let mut watch = Watch { size, last: None, plan: case.plan.clone() };
         let mut run = StageRun::new(case.plan.clone(), schedule(3), case.start());
-        while let Some(start) = run.next_patch() {
+        while let Some(start) = run.next_patch(1) {
             let outcome = answered(&run, run.rules().input(start));
             run.complete(outcome, &mut watch);
         }

@@ -7,7 +7,7 @@
 //! arXiv 2302.08113).
 
 use super::{ModelSizes, aspect, scaled_side};
-use crate::sampler::units::ImageSize;
+use crate::units::ImageSize;
 
 /// The share of a base that may be cut away for the final aspect.
 const MOST_CUT: f64 = 0.1;

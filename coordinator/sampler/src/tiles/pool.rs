@@ -5,10 +5,10 @@
 //! the next those that were pooled in the round before. Each round makes one more normalisation exact, and
 //! the later ones, which change little, follow much faster (measured in `tests/benches/tiles.rs`).
 
-use gigasmith_proto::domain::{Array, ModelDescription, Rect};
+use gigasmith_types::{Array, ModelDescription, Rect};
 
 use super::{Network, seamless_side};
-use crate::sampler::units::{LatentSize, Window};
+use crate::units::{LatentSize, Window};
 
 /// Rounds in which statistics are found.
 pub const ROUNDS: usize = 3;

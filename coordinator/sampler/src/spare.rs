@@ -5,7 +5,7 @@
 
 use std::sync::Mutex;
 
-use gigasmith_proto::domain::Array;
+use gigasmith_types::Array;
 
 use super::blend::{Cell, Marks};
 

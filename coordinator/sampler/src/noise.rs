@@ -4,7 +4,7 @@
 //! they overlap. The normal transform uses only the four operations and square roots, which every
 //! IEEE machine rounds alike: the same seed gives the same noise everywhere.
 
-use gigasmith_proto::domain::Array;
+use gigasmith_types::Array;
 use multiversion::multiversion;
 
 use super::philox::{Philox, Purpose};

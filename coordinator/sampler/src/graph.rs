@@ -5,13 +5,19 @@
 //!   the first), a patch also starts after every earlier overlapping patch of its step.
 //! - Results are *committed* in plan order where windows of a step overlap, whatever order they
 //!   come in; one that comes early is held.
+//! - Whoever drives says how many patches may be *open* (taken, and not committed): results that are
+//!   held take memory, and one slow patch would let those of a whole step pile up.
 //!
 //! Invariant: following these rules gives the bytes of running the patches one by one in plan order.
 //! What a patch reads is fixed when it starts, and no later patch that touches those pixels can have
 //! been committed, because it waits for this one.
+//!
+//! Invariant: no bound on open patches stops a run. Edges lead from smaller to larger ids, so whatever the
+//! first uncommitted patch waits for is committed: it may start, and its result is committed at once, never
+//! held. It is handed out whatever the bound is; so something is under way, or can start, until all is done.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use super::patch_set::PatchSet;
@@ -154,6 +160,7 @@ pub struct Frontier<R> {
     ready: BinaryHeap<Reverse<PatchId>>,
     starts_after: Vec<u32>,
     commits_after: Vec<u32>,
+    under_way: BTreeSet<PatchId>,
     held: BTreeMap<PatchId, R>,
     committed: usize,
 }
@@ -164,7 +171,8 @@ impl<R> Frontier<R> {
         let (starts_after, commits_after) = (graph.starts_after.clone(), graph.commits_after.clone());
         let free = starts_after.iter().enumerate().filter(|(_, n)| **n == 0);
         let ready = free.map(|(i, _)| Reverse(PatchId(i as u32))).collect();
-        Self { graph, ready, starts_after, commits_after, held: BTreeMap::new(), committed: 0 }
+        let (under_way, held) = (BTreeSet::new(), BTreeMap::new());
+        Self { graph, ready, starts_after, commits_after, under_way, held, committed: 0 }
     }
 
     /// Where a run stood that had committed these patches.
@@ -186,14 +194,27 @@ impl<R> Frontier<R> {
         Ok(frontier)
     }
 
-    /// Takes the first patch, in plan order, whose input is final.
-    pub fn next_ready(&mut self) -> Option<PatchId> {
-        self.ready.pop().map(|Reverse(id)| id)
+    /// Takes the first patch, in plan order, whose input is final. While `most` patches are open, only
+    /// one that comes before all that are under way: so no more than `most` + 1 are ever open.
+    pub fn next_ready(&mut self, most: usize) -> Option<PatchId> {
+        let &Reverse(id) = self.ready.peek()?;
+        let may_start = self.open() < most || self.under_way.first().is_none_or(|first| id < *first);
+        may_start.then(|| {
+            self.ready.pop();
+            self.under_way.insert(id);
+            id
+        })
+    }
+
+    /// Patches that are taken and not committed: under way, or held.
+    pub fn open(&self) -> usize {
+        self.under_way.len() + self.held.len()
     }
 
     /// Takes in a result and calls `commit` for every result that may be committed now, in an order
-    /// that respects the plan's.
+    /// that respects the plan's. Panics when the patch is not under way: the caller keeps to one result each.
     pub fn complete(&mut self, id: PatchId, result: R, mut commit: impl FnMut(PatchId, R)) {
+        assert!(self.under_way.remove(&id), "a result belongs to a patch under way");
         self.held.insert(id, result);
         let mut open = if self.commits_after[id.index()] == 0 { vec![id] } else { Vec::new() };
         while let Some(id) = open.pop() {
@@ -258,7 +279,7 @@ mod tests {
             let mut frontier = Frontier::new(Arc::new(Graph::new(&plan, slider)));
             let (mut flying, mut order) = (Vec::new(), Vec::new());
             while !frontier.is_done() {
-                while let Some(id) = frontier.next_ready() {
+                while let Some(id) = frontier.next_ready(usize::MAX) {
                     flying.push(id);
                 }
                 // Newest first: as far from plan order as the graph lets results come.
@@ -271,6 +292,31 @@ mod tests {
                     let apart = plan.window(a).intersection(plan.window(b)).is_none();
                     assert!(a < b || apart, "{a:?} before {b:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn one_slow_patch_lets_no_more_results_wait_than_the_bound() {
+        let geometry = Geometry::new(LatentSize { height: 64, width: 64 }, 16);
+        for (kind, slider) in [(PlanKind::Paper, 3), (PlanKind::Paper, 0), (PlanKind::Balanced, 2)] {
+            let plan = Plan::draw(kind, geometry, 3, 5, 1);
+            let graph = Arc::new(Graph::new(&plan, slider));
+            for most in [1, 2, 7] {
+                let mut frontier = Frontier::new(graph.clone());
+                let (mut flying, mut fullest) = (BTreeSet::new(), 0);
+                while !frontier.is_done() {
+                    while let Some(id) = frontier.next_ready(most) {
+                        flying.insert(id);
+                        assert!(frontier.open() <= most + 1, "{} are open", frontier.open());
+                    }
+                    // The first one takes as long as there is anything else to do.
+                    let id = flying.pop_last().expect("something is under way");
+                    frontier.complete(id, (), |_, ()| ());
+                    fullest = fullest.max(frontier.held.len());
+                }
+                assert!(fullest <= most, "{fullest} results waited, not {most}");
+                assert!(fullest >= most - 1, "the bound is made use of: {fullest}");
             }
         }
     }

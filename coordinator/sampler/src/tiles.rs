@@ -15,7 +15,7 @@
 pub mod join;
 pub mod pool;
 
-use gigasmith_proto::domain::{ModelDescription, Rect};
+use gigasmith_types::{ModelDescription, Rect};
 
 use super::units::{ImageSize, LatentSize, Window};
 

@@ -1,7 +1,8 @@
 //! The plain types that coordinator and worker speak about: no tensor library, no transport.
 //!
-//! Everything here is data. What comes off the wire is turned into these types by
-//! [`crate::convert`], the only place that validates messages.
+//! Everything here is data. What comes off the wire is turned into these types by the crate `gigasmith-proto`, the
+//! only place that validates messages.
+#![forbid(unsafe_code)]
 
 mod array;
 mod control;

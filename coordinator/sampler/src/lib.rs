@@ -4,6 +4,7 @@
 //! Nothing here does I/O, waits, reads a clock or a global random generator, or knows of tokio,
 //! tonic or candle. [`stage`] ties the parts together: it hands out patches whose inputs are ready
 //! and commits their results in an order that gives the same bytes as running them one by one.
+#![forbid(unsafe_code)]
 
 pub mod blend;
 pub mod blocks;

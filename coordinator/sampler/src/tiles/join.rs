@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gigasmith_proto::domain::Array;
+use gigasmith_types::Array;
 
 use super::Tiling;
-use crate::sampler::noise::crop;
-use crate::sampler::resize::Picture;
-use crate::sampler::units::{ImageSize, Window};
+use crate::noise::crop;
+use crate::resize::Picture;
+use crate::units::{ImageSize, Window};
 
 /// Joins the results of a tiling as they come, in any order, and keeps no more of them than it must.
 #[derive(Debug, Clone)]
@@ -229,11 +229,11 @@ pub fn to_picture(image: &Array) -> Picture {
 
 #[cfg(test)]
 mod tests {
-    use gigasmith_proto::domain::Pixels;
+    use gigasmith_types::Pixels;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sampler::units::LatentSize;
+    use crate::units::LatentSize;
 
     fn tilings(size: LatentSize, tile: usize, reach: usize, scale: usize) -> [Tiling; 2] {
         [Tiling::published(size, tile, scale), Tiling::seamless(size, tile, reach, scale)]

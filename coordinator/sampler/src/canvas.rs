@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use gigasmith_proto::domain::Array;
+use gigasmith_types::Array;
 
 use super::blend::Cell;
 use super::blocks::BlockGrid;
