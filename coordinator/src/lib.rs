@@ -29,5 +29,6 @@ pub mod sampler;
 pub mod spec;
 pub mod store;
 pub mod verify;
+pub mod versions;
 pub mod view;
 pub mod web;

@@ -15,6 +15,7 @@ use crate::sampler::plan::{Geometry, Plan, PlanKind};
 use crate::sampler::tiles::{Cut, VaeMode};
 use crate::sampler::units::ImageSize;
 use crate::store::BlobId;
+use crate::versions::{Stated, VersionError, Versioned};
 
 /// The newest version of [`RenderSpec`]. A spec has the oldest version that can say what it says, so that
 /// programs that know no newer one read it, or refuse it.
@@ -22,6 +23,7 @@ pub const SPEC_VERSION: u32 = 2;
 
 /// A render, fully resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RenderSpec {
     /// Format version: 1, or 2 where the base is drawn in windows.
     pub version: u32,
@@ -75,6 +77,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// A model, by name and content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// `pocket`, a hub id, or a folder's last name.
     pub name: String,
@@ -102,6 +105,7 @@ impl ModelSpec {
 
 /// One upscale stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UpscaleSpec {
     /// Size of the stage's picture.
     pub size: ImageSize,
@@ -111,6 +115,7 @@ pub struct UpscaleSpec {
 
 /// Perturbed-attention guidance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PagSpec {
     /// Its scale, above 0.
     pub scale: f32,
@@ -165,6 +170,12 @@ pub enum SpecError {
     /// A picture too large to go through the VAE at once.
     #[error("{0} is too large to go through the VAE at once: use --vae tiled")]
     Whole(ImageSize),
+}
+
+impl Versioned for RenderSpec {
+    fn check_versions(stated: &Stated) -> Result<(), VersionError> {
+        stated.check("the render's settings", SPEC_VERSION)
+    }
 }
 
 impl RenderSpec {

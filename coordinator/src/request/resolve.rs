@@ -11,6 +11,7 @@ use crate::sampler::schedule::Schedule;
 use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
 use crate::spec::{Crops, ModelSpec, PagSpec, RenderSpec, Rng, UpscaleSpec, resolve_sliders};
+use crate::versions::{self, Stated, VersionError, Versioned};
 
 /// What `--paper` sets.
 struct Published {
@@ -100,13 +101,15 @@ pub fn resolve(
     Ok(Resolved { spec, plans, warnings })
 }
 
-fn read_plan(json: &str) -> Result<PlanFile, RequestError> {
-    let file: PlanFile = serde_json::from_str(json)
-        .map_err(|e| RequestError::Other(format!("the plan file is damaged: {e}")))?;
-    match file.version {
-        1 => Ok(file),
-        other => Err(PlanFileError::Version(other).into()),
+impl Versioned for PlanFile {
+    fn check_versions(stated: &Stated) -> Result<(), VersionError> {
+        stated.check("the plan", 1)
     }
+}
+
+/// Reads a plan file's JSON.
+pub fn read_plan(json: &str) -> Result<PlanFile, RequestError> {
+    versions::read(json.as_bytes()).map_err(|e| RequestError::Other(format!("the plan file: {e}")))
 }
 
 /// What works, but may not be what was meant.

@@ -5,12 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::request::RenderRequest;
 use crate::sampler::units::ImageSize;
+use crate::versions::{Stated, VersionError, Versioned};
 
 /// The format version that this program writes, and the only one so far.
 pub const VERSION: u32 = 1;
 
 /// `render.json`: a render as it was submitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RenderRecord {
     /// Format version.
     pub version: u32,
@@ -33,6 +35,7 @@ pub struct RenderRecord {
 
 /// A picture that came along.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct InputPicture {
     /// Its size in pixels.
     pub size: ImageSize,
@@ -40,13 +43,10 @@ pub struct InputPicture {
     pub hash: String,
 }
 
-impl RenderRecord {
-    /// Whether this program can read it.
-    pub(super) fn check(&self) -> Result<(), String> {
-        match self.version {
-            VERSION => Ok(()),
-            other => Err(format!("it has version {other}, this program reads {VERSION}: use a newer one")),
-        }
+impl Versioned for RenderRecord {
+    fn check_versions(stated: &Stated) -> Result<(), VersionError> {
+        stated.check("the render", VERSION)?;
+        stated.request.as_deref().map_or(Ok(()), RenderRequest::check_versions)
     }
 }
 
