@@ -29,6 +29,7 @@ pub mod request;
 pub mod spec;
 pub mod store;
 pub mod verify;
+pub mod versions;
 pub mod view;
 pub mod web;
 

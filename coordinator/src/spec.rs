@@ -17,6 +17,7 @@ use crate::sampler::cascade::{Cascade, CascadeError, MAX_STAGES};
 use crate::sampler::plan::PlanKind;
 use crate::sampler::tiles::{Cut, VaeMode};
 use crate::sampler::units::ImageSize;
+use crate::versions::{Stated, VersionError, Versioned};
 pub use plans::{StagePlans, read_plan_file};
 
 /// The newest version of [`RenderSpec`]. A spec has the oldest version that can say what it says, so that
@@ -25,6 +26,7 @@ pub const SPEC_VERSION: u32 = 2;
 
 /// A render, fully resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RenderSpec {
     /// Format version: 1, or 2 where the base is drawn in windows.
     pub version: u32,
@@ -78,6 +80,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// A model, by name and content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// `pocket`, a hub id, or a folder's last name.
     pub name: String,
@@ -105,6 +108,7 @@ impl ModelSpec {
 
 /// One upscale stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UpscaleSpec {
     /// Size of the stage's picture.
     pub size: ImageSize,
@@ -114,6 +118,7 @@ pub struct UpscaleSpec {
 
 /// Perturbed-attention guidance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PagSpec {
     /// Its scale, above 0.
     pub scale: f32,
@@ -168,6 +173,12 @@ pub enum SpecError {
     /// A picture too large to go through the VAE at once.
     #[error("{0} is too large to go through the VAE at once: use --vae tiled")]
     Whole(ImageSize),
+}
+
+impl Versioned for RenderSpec {
+    fn check_versions(stated: &Stated) -> Result<(), VersionError> {
+        stated.check("the render's settings", SPEC_VERSION)
+    }
 }
 
 impl RenderSpec {

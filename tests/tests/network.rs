@@ -9,25 +9,21 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use common::Fake;
+use common::by_hand::answer;
 use common::net::{Coordinator, request};
 use gigasmith_coordinator::jobs::JobChange;
 use gigasmith_coordinator::request::RenderRequest;
 use gigasmith_coordinator::sampler::plan::PlanKind;
 use gigasmith_proto::MAX_MESSAGE_BYTES;
-use gigasmith_proto::convert::{
-    assignment_from_wire, conditioning_from_wire, hello_to_wire, report_to_wire, welcome_from_wire,
-};
-use gigasmith_proto::domain::{
-    Array, Dtype, Hello, Identifier, RenderState, Task, TaskResult, Wanted, WireDtype, WorkerChange,
-    WorkerState,
-};
+use gigasmith_proto::convert::{hello_to_wire, welcome_from_wire};
+use gigasmith_proto::domain::{Array, Dtype, Hello, Identifier, RenderState, WorkerChange, WorkerState};
 use gigasmith_proto::keda::external_scaler_client::ExternalScalerClient;
 use gigasmith_proto::keda::{GetMetricsRequest, ScaledObjectRef};
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::coordinator_message::Message;
 use gigasmith_proto::v1::farm_client::FarmClient;
 use gigasmith_proto::v1::worker_message::Message as Said;
-use gigasmith_worker::backend::{Backend, BackendError};
+use gigasmith_worker::backend::BackendError;
 use gigasmith_worker::session::Ended;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -348,33 +344,6 @@ async fn duplicated_and_reordered_results_change_nothing() {
         }
         assert!(coordinator.done(&id).await == expected(plan).await, "{plan:?}");
     }
-}
-
-async fn answer(
-    client: &mut FarmClient<tonic::transport::Channel>,
-    fake: &mut Fake,
-    assignment: v1::Assignment,
-) -> v1::Report {
-    let (lease, task) = assignment_from_wire(assignment).unwrap();
-    let result = match task {
-        Task::EncodeText { prompt } => TaskResult::Text(fake.encode_text(&prompt).unwrap()),
-        Task::EncodeTile { image, rules } => {
-            TaskResult::Moments(rules.part.of(&fake.encode_tile(&image.to_array(), None).unwrap(), 1))
-        }
-        Task::DecodeTile { latent, rules } if rules.wanted == Wanted::Norms => {
-            TaskResult::Norms(fake.decoder_norms(&latent, None, rules.part).unwrap())
-        }
-        Task::DecodeTile { latent, rules } => {
-            TaskResult::Image(rules.part.of(&fake.decode_tile(&latent, None).unwrap(), 4))
-        }
-        Task::PredictNoise(task) => {
-            let request = v1::GetConditioningRequest { id: task.conditioning.0.to_vec().into() };
-            let conditioning = client.get_conditioning(request).await.unwrap().into_inner();
-            let conditioning = conditioning_from_wire(conditioning).unwrap();
-            TaskResult::Noise(fake.predict_noise(&task, &conditioning).unwrap())
-        }
-    };
-    report_to_wire(lease, Ok(result), WireDtype::F32)
 }
 
 fn hello(change: impl FnOnce(&mut v1::Hello)) -> v1::Hello {

@@ -51,6 +51,7 @@ impl LatentSize {
 
 /// A size in image pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ImageSize {
     /// Columns.
     pub width: u32,

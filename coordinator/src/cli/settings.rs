@@ -11,7 +11,7 @@ use super::tell;
 use crate::input::{Foreign, Origin, read_picture, read_settings};
 use crate::output::Settings;
 use crate::request::{RenderRequest, RequestInputs};
-use crate::sampler::plan::{PlanFile, PlanFileError, PlanKind};
+use crate::sampler::plan::PlanKind;
 use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
 use crate::spec::Rng;
@@ -265,9 +265,6 @@ fn random() -> u64 {
 fn read_plan(path: &Path) -> Result<String, Failure> {
     let input = |reason: String| Failure::Input(format!("cannot read the plan {}: {reason}", path.display()));
     let json = std::fs::read_to_string(path).map_err(|e| input(e.to_string()))?;
-    let plan: PlanFile = serde_json::from_str(&json).map_err(|e| input(e.to_string()))?;
-    if plan.version != 1 {
-        return Err(input(PlanFileError::Version(plan.version).to_string()));
-    }
+    crate::spec::read_plan_file(&json).map_err(|e| input(e.to_string()))?;
     Ok(json)
 }

@@ -21,6 +21,7 @@ use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
 use crate::store::{Fetched, Part as StoredPart, Piece, StoreError, bytes_of};
+use crate::versions::{self, Unreadable};
 
 /// Bytes of a piece of a file.
 const PIECE: usize = 1 << 20;
@@ -79,8 +80,10 @@ async fn read<'a>(
     let Some(v1::SubmitRequest { part: Some(Part::Submission(first)) }) = parts.message().await? else {
         return Err(Status::invalid_argument("the first message of a submission holds its settings"));
     };
-    let request: RenderRequest = serde_json::from_str(&first.settings)
-        .map_err(|e| Status::invalid_argument(format!("the settings cannot be read: {e}")))?;
+    let request: RenderRequest = versions::read(first.settings.as_bytes()).map_err(|e| {
+        let newer = if matches!(e, Unreadable::Version(_)) { " on the coordinator" } else { "" };
+        Status::invalid_argument(format!("the settings cannot be read: {e}{newer}"))
+    })?;
     let mut place = None;
     let picture = match first.picture {
         None => None,

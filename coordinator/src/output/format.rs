@@ -105,6 +105,7 @@ pub enum FormatError {
 
 /// A format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Format {
     /// Kind of file.
     pub kind: Kind,

@@ -116,7 +116,11 @@ mod tests {
         };
         assert!(of_version(SPEC_VERSION).is_ok());
         for other in [0, SPEC_VERSION + 1] {
-            assert_eq!(of_version(other), Err(super::super::SettingsError::Version(other)));
+            let error = of_version(other).unwrap_err();
+            assert!(
+                matches!(&error, super::super::SettingsError::Version(v) if v.found == u64::from(other)),
+                "{error}"
+            );
         }
     }
 

@@ -5,7 +5,8 @@ use gigasmith_proto::text::Shown;
 use serde::{Deserialize, Serialize};
 
 use crate::sampler::plan::PlanKind;
-use crate::spec::{RenderSpec, SPEC_VERSION};
+use crate::spec::RenderSpec;
+use crate::versions::{self, Stated, Unreadable, VersionError, Versioned};
 
 /// Settings that cannot be read back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,14 +15,13 @@ pub enum SettingsError {
     #[error("the picture's settings are damaged: {}", Shown(.0))]
     Malformed(String),
     /// Written by a later program.
-    #[error(
-        "the picture's settings have version {0}: this program reads versions 1 to {SPEC_VERSION}; use a newer one"
-    )]
-    Version(u32),
+    #[error(transparent)]
+    Version(VersionError),
 }
 
 /// What is embedded in a picture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The program that made it: `gigasmith 0.1.0`.
     pub software: String,
@@ -38,6 +38,12 @@ pub struct Embedded {
     pub json: String,
     /// The program and its version.
     pub software: String,
+}
+
+impl Versioned for Settings {
+    fn check_versions(stated: &Stated) -> Result<(), VersionError> {
+        stated.spec.as_deref().map_or(Ok(()), RenderSpec::check_versions)
+    }
 }
 
 impl Settings {
@@ -58,20 +64,10 @@ impl Settings {
 
     /// From JSON.
     pub fn from_json(json: &str) -> Result<Self, SettingsError> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            spec: Version,
-        }
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
-        let malformed = |e: serde_json::Error| SettingsError::Malformed(e.to_string());
-        let Versioned { spec: Version { version } } = serde_json::from_str(json).map_err(malformed)?;
-        if !(1..=SPEC_VERSION).contains(&version) {
-            return Err(SettingsError::Version(version));
-        }
-        serde_json::from_str(json).map_err(malformed)
+        versions::read(json.as_bytes()).map_err(|e| match e {
+            Unreadable::Version(version) => SettingsError::Version(version),
+            Unreadable::Malformed(reason) => SettingsError::Malformed(reason),
+        })
     }
 
     /// As the `parameters` text that A1111 writes and many tools read: prompt, negative prompt, then

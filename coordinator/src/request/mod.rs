@@ -20,6 +20,10 @@ use crate::sampler::schedule::ScheduleError;
 use crate::sampler::tiles::VaeMode;
 use crate::sampler::units::ImageSize;
 use crate::spec::{RenderSpec, Rng, SliderError, SpecError};
+use crate::versions::{Stated, VersionError, Versioned};
+
+/// The newest version of [`RenderRequest`].
+pub const REQUEST_VERSION: u32 = 1;
 
 /// A request that makes no render on this model.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -46,8 +50,11 @@ pub enum RequestError {
 
 /// What was asked for. Empty lists and `None` mean: not given.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct RenderRequest {
+    /// Format version; not given: 1.
+    #[serde(skip_serializing)]
+    pub version: RequestVersion,
     /// What to draw.
     pub prompt: String,
     /// What to steer away from.
@@ -98,6 +105,29 @@ pub struct RenderRequest {
     pub format: Format,
     /// The settings of a picture made before.
     pub from: Option<RenderSpec>,
+}
+
+/// The version of a request, [`REQUEST_VERSION`]: others are not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "u64")]
+pub struct RequestVersion;
+
+impl TryFrom<u64> for RequestVersion {
+    type Error = VersionError;
+
+    fn try_from(found: u64) -> Result<Self, VersionError> {
+        VersionError::check(REQUEST, found, REQUEST_VERSION).map(|()| Self)
+    }
+}
+
+/// What a [`VersionError`] calls a request.
+const REQUEST: &str = "the request";
+
+impl Versioned for RenderRequest {
+    fn check_versions(stated: &Stated) -> Result<(), VersionError> {
+        stated.check(REQUEST, REQUEST_VERSION)?;
+        stated.from.as_deref().map_or(Ok(()), RenderSpec::check_versions)
+    }
 }
 
 fn is_default(format: &Format) -> bool {
@@ -164,6 +194,7 @@ pub struct InputFacts {
 
 /// A picture that comes along, by its size and content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct InputPicture {
     /// Its size in pixels.
     pub size: ImageSize,

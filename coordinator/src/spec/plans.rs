@@ -12,6 +12,7 @@ use super::{RenderSpec, UpscaleSpec};
 use crate::request::RequestError;
 use crate::sampler::blocks::BlockGrid;
 use crate::sampler::plan::{Geometry, Plan, PlanFile, PlanFileError, StagePlanFile};
+use crate::versions::{self, Stated, VersionError, Versioned};
 
 /// The plans of all stages of a render, 0 for the base. Clones share what was counted.
 #[derive(Debug, Clone)]
@@ -132,10 +133,11 @@ impl StagePlans {
 /// # Errors
 /// It is damaged, or of a later version.
 pub fn read_plan_file(json: &str) -> Result<PlanFile, RequestError> {
-    let file: PlanFile = serde_json::from_str(json)
-        .map_err(|e| RequestError::Other(format!("the plan file is damaged: {e}")))?;
-    match file.version {
-        1 => Ok(file),
-        other => Err(PlanFileError::Version(other).into()),
+    versions::read(json.as_bytes()).map_err(|e| RequestError::Other(format!("the plan file: {e}")))
+}
+
+impl Versioned for PlanFile {
+    fn check_versions(stated: &Stated) -> Result<(), VersionError> {
+        stated.check("the plan", 1)
     }
 }

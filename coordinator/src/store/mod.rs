@@ -78,6 +78,7 @@ use crate::request::{InputPicture, RenderRequest, RequestInputs};
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
 use crate::spec::RenderSpec;
+use crate::versions::{self, Unreadable, Versioned};
 
 /// Objects up to so many bytes are written at once; larger ones in parts of that size.
 const SMALL: usize = 8 << 20;
@@ -235,6 +236,15 @@ impl RenderStore {
         parsed.map(Some).map_err(|e| StoreError::Damaged { path: path.to_string(), reason: e.to_string() })
     }
 
+    async fn get_versioned<T: Versioned>(&self, path: &Path) -> Result<Option<T>, StoreError> {
+        let Some(bytes) = self.get(path).await? else { return Ok(None) };
+        let path = || path.to_string();
+        versions::read(&bytes).map(Some).map_err(|e| match e {
+            Unreadable::Version(version) => StoreError::Version { path: path(), reason: version.to_string() },
+            Unreadable::Malformed(reason) => StoreError::Damaged { path: path(), reason },
+        })
+    }
+
     /// Stores a new render with what came along.
     async fn create_render(&self, record: &RenderRecord, inputs: &RequestInputs) -> Result<(), StoreError> {
         let id = record.id.as_str();
@@ -333,13 +343,9 @@ impl RenderStore {
 
     /// One render; `None` when there is none of that id.
     pub async fn read(&self, id: &str) -> Result<Option<Stored>, StoreError> {
-        let Some(record) = self.get_json::<RenderRecord>(&self.path(id, "render.json")).await? else {
-            return Ok(None);
-        };
-        let damaged =
-            |reason: String| StoreError::Damaged { path: self.path(id, "render.json").to_string(), reason };
-        record.check().map_err(damaged)?;
-        let spec = self.get_json(&self.path(id, "spec.json")).await;
+        let record: Option<RenderRecord> = self.get_versioned(&self.path(id, "render.json")).await?;
+        let Some(record) = record else { return Ok(None) };
+        let spec = self.get_versioned(&self.path(id, "spec.json")).await;
         let state = self.get_json(&self.path(id, "state.json")).await;
         let (spec, state) = match (spec, state) {
             (Err(error @ StoreError::Store { .. }), _) | (_, Err(error @ StoreError::Store { .. })) => {
@@ -393,7 +399,7 @@ impl RenderStore {
             return Ok(spec.clone());
         }
         let missing = || StoreError::Damaged { path: path.to_string(), reason: "it vanished".into() };
-        self.get_json(&path).await?.ok_or_else(missing)
+        self.get_versioned(&path).await?.ok_or_else(missing)
     }
 
     /// Stores a render's state.

@@ -4,12 +4,14 @@ use gigasmith_proto::domain::RenderState;
 use serde::{Deserialize, Serialize};
 
 use crate::request::{InputPicture, RenderRequest};
+use crate::versions::{Stated, VersionError, Versioned};
 
 /// The format version that this program writes, and the only one so far.
 pub const VERSION: u32 = 1;
 
 /// `render.json`: a render as it was submitted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RenderRecord {
     /// Format version.
     pub version: u32,
@@ -30,13 +32,10 @@ pub struct RenderRecord {
     pub plan: Option<String>,
 }
 
-impl RenderRecord {
-    /// Whether this program can read it.
-    pub(super) fn check(&self) -> Result<(), String> {
-        match self.version {
-            VERSION => Ok(()),
-            other => Err(format!("it has version {other}, this program reads {VERSION}: use a newer one")),
-        }
+impl Versioned for RenderRecord {
+    fn check_versions(stated: &Stated) -> Result<(), VersionError> {
+        stated.check("the render", VERSION)?;
+        stated.request.as_deref().map_or(Ok(()), RenderRequest::check_versions)
     }
 }
 

@@ -54,6 +54,7 @@ impl fmt::Display for Dtype {
 /// Everything besides the weights that decides the bytes of a result. Workers of one class give
 /// the same bytes for the same task.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NumericClass {
     /// Device kind: `cpu`, `cuda` or `metal`.
     pub backend: String,

@@ -1,6 +1,7 @@
 //! Shared by the whole-farm tests: golden files, models, and a fake network.
 #![allow(dead_code)]
 
+pub(crate) mod by_hand;
 pub(crate) mod faulty;
 pub(crate) mod kept;
 pub(crate) mod net;

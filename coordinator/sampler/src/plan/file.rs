@@ -38,9 +38,6 @@ pub struct StagePlanFile {
 /// Why a plan file does not fit a render.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanFileError {
-    /// A format of the future.
-    #[error("the plan has format version {0}: this program reads version 1")]
-    Version(u32),
     /// Wrong number of stages.
     #[error(
         "the plan has {found} upscale stages, the render has {wanted}: choose the sizes it was saved with"
