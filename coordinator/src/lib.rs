@@ -20,6 +20,7 @@ mod fuzz;
 mod fuzz_targets;
 pub mod input;
 pub mod jobs;
+pub mod lifecycle;
 pub mod metrics;
 pub mod net;
 pub mod output;

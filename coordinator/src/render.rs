@@ -37,7 +37,7 @@ use crate::sampler::stage::{RestoreError, StageRun};
 use crate::sampler::units::ImageSize;
 use crate::sampler::{self, torch_rng};
 use crate::spec::{RenderSpec, Rng, StagePlans};
-use flight::at_leisure;
+pub(crate) use flight::at_leisure;
 use live::Painter;
 
 /// Why a render ended without a picture.

@@ -16,7 +16,7 @@ use futures::TryStreamExt;
 use gigasmith_coordinator::digest::Digest;
 use gigasmith_coordinator::embedded::EmbeddedFarm;
 use gigasmith_coordinator::farm::{Lane, LaneOptions};
-use gigasmith_coordinator::output::{Embedded, Format};
+use gigasmith_coordinator::output::{Embedded, Format, Kind};
 use gigasmith_coordinator::raster::{Raster, Scratch};
 use gigasmith_coordinator::render::{Course, Position, Rendered, Start, render, render_from};
 use gigasmith_coordinator::sampler::plan::PlanKind;
@@ -183,8 +183,9 @@ fn given(place: &Place, lane: Arc<Lane>, plan: PlanKind, id: &str, who: &str) ->
     let options = KeepOptions { every: Duration::from_millis(10), keep: 2 };
     let stop = CancellationToken::new();
     let (store, id, owner) = (place.store(), id.into(), owner(who));
-    let (stop_after, some) = (usize::MAX, Arc::default());
-    Given { store, lane, spec: spec(plan), id, owner, options, stop, stop_after, counts_tiles: false, some }
+    let (stop_after, some, format) = (usize::MAX, Arc::default(), Format::default());
+    let (spec, counts_tiles) = (spec(plan), false);
+    Given { store, lane, spec, format, id, owner, options, stop, stop_after, counts_tiles, some }
 }
 
 /// Stopped again and again, each time with a last checkpoint.
@@ -207,7 +208,7 @@ async fn interrupted(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expecte
     };
     assert!(stops > 0, "it was interrupted");
     assert_same(&rendered, expected, &id);
-    place.store().discard_checkpoints(&id, &claim).await.expect("it is ours");
+    place.store().check(&claim).await.expect("it is ours");
     assert_eq!(place.names(&format!("{id}/blobs")).await, []);
     assert_eq!(place.names(&format!("{id}/checkpoints")).await, []);
 }
@@ -222,18 +223,11 @@ async fn taken_over(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected
     some.notified().await;
     let newer = given(place, lane_of(farm).await, plan, &id, "the newer");
     let (newer, older) = tokio::join!(newer.attempt(), older);
-    let Attempt::Done(rendered, claim) = newer.0 else { panic!("{:?}", newer.0) };
+    let Attempt::Done(rendered, _) = newer.0 else { panic!("{:?}", newer.0) };
     assert_same(&rendered, expected, &id);
     match older.expect("no panic") {
         Attempt::Stopped(Closed::Lost(StoreError::Superseded { owner, .. })) => {
             assert_eq!(owner, "the newer");
-        }
-        // It was done before it looked, and cannot store what it made.
-        Attempt::Done(_, stale) => {
-            assert_ne!(stale.epoch, claim.epoch);
-            let outputs = noise_outputs(8);
-            let refused = place.store().put_result(&id, &stale, &outputs, Arc::new(|_, _| true)).await;
-            assert!(matches!(refused, Err(StoreError::Superseded { .. })), "{refused:?}");
         }
         other => panic!("{other:?}"),
     }
@@ -312,16 +306,20 @@ async fn damaged(place: &Place, farm: &EmbeddedFarm, plan: PlanKind, expected: &
     let other = RenderSpec { seed: 8, ..spec(plan) };
     let foreign = store.restore(&id, &other, &model).await.expect("the store is there");
     assert!(foreign.start.position.is_beginning() && foreign.damage[0].contains("other settings"));
-    let (attempt, _) = given(place, lane_of(farm).await, plan, &id, "the mender").attempt().await;
-    let Attempt::Done(rendered, _) = attempt else { panic!("{attempt:?}") };
-    assert_same(&rendered, expected, &id);
-    // Nothing but damage: from the beginning. (What its keeper was writing is there by now.)
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Nothing but damage: from the beginning.
+    let mut whole = Vec::new();
     for path in place.names(&format!("{id}/checkpoints")).await {
+        whole.push((path.clone(), place.objects.get(&path).await.unwrap().bytes().await.unwrap()));
         place.objects.put(&path, b"{}".to_vec().into()).await.unwrap();
     }
     let restored = restore().await;
     assert!(restored.start.position.is_beginning() && !restored.damage.is_empty());
+    for (path, bytes) in whole {
+        place.objects.put(&path, bytes.into()).await.unwrap();
+    }
+    let (attempt, _) = given(place, lane_of(farm).await, plan, &id, "the mender").attempt().await;
+    let Attempt::Done(rendered, _) = attempt else { panic!("{attempt:?}") };
+    assert_same(&rendered, expected, &id);
 }
 
 /// A render that is removed while it is worked on.
@@ -352,7 +350,7 @@ fn noise_outputs(side: u32) -> Outputs {
     let scratch = Scratch::default();
     let raster = Raster::of(&picture, &scratch).expect("there is room");
     let embedded = Embedded { parameters: "a fox".into(), json: "{}".into(), software: "tests".into() };
-    Outputs::new(Arc::new(raster), embedded, (Format::default(), &scratch)).with_latents(2, vec![5, 6].into())
+    Outputs::new(Arc::new(raster), embedded, (Format::default(), &scratch)).with_latents(vec![5, 6].into())
 }
 
 /// Results, small and larger than one request, and the inventory.
@@ -362,10 +360,12 @@ async fn results(place: &Place) {
     add(&store, "results", 9).await.expect("the id is free");
     let claim = store.claim("results", &owner("somebody")).await.expect("the store is there");
     let outputs = noise_outputs(2400);
-    store.put_result("results", &claim, &outputs, Arc::new(|_, _| true)).await.expect("it is ours");
-    let done = StateRecord { state: StoredState::Done, ..StateRecord::queued(0) };
-    store.set_state("results", &done).await.expect("the store is there");
-    let mut found = store.result("results", Part::Picture, 2).await.unwrap().expect("it was stored");
+    let result = store.put_result("results", &claim, &outputs, Arc::new(|_, _| true)).await;
+    let result = Some(result.expect("it is ours"));
+    let done = StateRecord { state: StoredState::Done, result, ..StateRecord::queued(0) };
+    store.set_state("results", &claim, &done).await.expect("the store is there");
+    let place = store.result_place("results", &done, 2).await.unwrap().expect("its state names it");
+    let mut found = store.result(&place, Part::Picture).await.unwrap().expect("it was stored");
     let mut bytes = Vec::new();
     while let Some(piece) = found.pieces.next().await {
         bytes.extend_from_slice(&piece.expect("the store is there").bytes);
@@ -374,7 +374,7 @@ async fn results(place: &Place) {
     outputs.write(&folder.path().join("a.png"), &mut |_, _| Ok(())).expect("there is room");
     assert!(bytes == std::fs::read(folder.path().join("a.png")).unwrap());
     assert_eq!(found.total, bytes.len() as u64);
-    assert!(store.result("results", Part::Latents, 1).await.unwrap().is_none(), "of another stage");
+    assert_eq!(store.result(&place, Part::Latents).await.unwrap().expect("it was stored").total, 2);
     let inventory = store.inventory("results").await.expect("the store is there");
     assert!(inventory.bytes > bytes.len() as u64 && inventory.standing.is_none());
     assert_eq!(inventory.stored.unwrap().state, done);
@@ -417,19 +417,68 @@ fn schedules() -> u64 {
     std::env::var("GIGASMITH_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(16)
 }
 
+/// Every file of a result, by part and name.
+type Files = Vec<(String, Vec<u8>)>;
+
+/// What the store has of a finished render.
+async fn results_of(place: &Place, id: &str) -> Files {
+    use tokio_stream::StreamExt;
+    let store = place.store();
+    let stored = store.read(id).await.unwrap().expect("it is there");
+    let found = store.result_place(id, &stored.state, 2).await.unwrap().expect("it is done");
+    let mut files: Files = Vec::new();
+    for part in [Part::Picture, Part::Latents, Part::Plan] {
+        let mut fetched = store.result(&found, part).await.unwrap().expect("it was stored");
+        while let Some(piece) = fetched.pieces.next().await {
+            let piece = piece.expect("the store is there");
+            let name = format!("{part:?} {}", piece.file);
+            if files.last().is_none_or(|(last, _)| *last != name) {
+                files.push((name.clone(), Vec::new()));
+            }
+            files.last_mut().expect("it was pushed").1.extend_from_slice(&piece.bytes);
+        }
+    }
+    files
+}
+
+/// What must come of a render, in every format.
+struct Expected {
+    plan: PlanKind,
+    rendered: Rendered,
+    results: Vec<(Kind, Files)>,
+}
+
+impl Expected {
+    async fn of(farm: &EmbeddedFarm, lane: Arc<Lane>, plan: PlanKind) -> Self {
+        let mut results = Vec::new();
+        for kind in [Kind::Png, Kind::Tif, Kind::Dzi] {
+            let place = Place { objects: Arc::new(InMemory::new()), root: Path::from("x") };
+            add(&place.store(), "r", 1).await.expect("the id is free");
+            let mut given = given(&place, lane_of(farm).await, plan, "r", "undisturbed");
+            given.format = Format::new(kind, None).expect("each kind has a usual quality");
+            let ended = given.attempt().await.0;
+            assert!(matches!(ended, Attempt::Done(..)), "{ended:?}");
+            results.push((kind, results_of(&place, "r").await));
+        }
+        Self { plan, rendered: undisturbed(lane, &spec(plan)).await, results }
+    }
+}
+
 /// One schedule: coordinators that crash, are stopped, or run beside each other, on a store that misbehaves.
-async fn faults(seed: u64, farm: &EmbeddedFarm, expected: &[Rendered; 2]) -> common::faulty::Counts {
+async fn faults(seed: u64, farm: &EmbeddedFarm, expected: &[Expected; 2]) -> common::faulty::Counts {
     let mut draws = Draws(seed);
     let errors = [0, 10, 50, 120][draws.below(4) as usize];
     let faults =
         Faults { errors, stale: draws.below(300), storms: draws.below(8), latency: draws.below(1500) };
-    let (kind, plan) = [(0, PlanKind::Balanced), (1, PlanKind::Paper)][draws.below(2) as usize];
+    let Expected { plan, rendered: undisturbed, results } = &expected[draws.below(2) as usize];
+    let (kind, wanted) = &results[draws.below(3) as usize];
     let faulty = Faulty::new(seed, faults);
     let place = Place { objects: Arc::new(faulty.clone()), root: Path::from("x") };
     while add(&place.store(), "r", 1).await.is_err_and(|e| !matches!(e, StoreError::Taken(_))) {}
     let mut beside = tokio::task::JoinSet::new();
     for run in 0..400 {
-        let given = given(&place, lane_of(farm).await, plan, "r", &format!("run {run}"));
+        let mut given = given(&place, lane_of(farm).await, *plan, "r", &format!("run {run}"));
+        given.format = Format::new(*kind, None).expect("each kind has a usual quality");
         let (stop, after) = (given.stop.clone(), Duration::from_millis(15 + draws.below(300)));
         let what = draws.below(3);
         let attempt = async move { given.attempt().await.0 };
@@ -458,11 +507,15 @@ async fn faults(seed: u64, farm: &EmbeddedFarm, expected: &[Rendered; 2]) -> com
                 Closed::Kept | Closed::Late(_) | Closed::Lost(StoreError::Superseded { .. }),
             ))
             | Some(Attempt::Store(StoreError::Store { .. })) => {}
-            Some(Attempt::Done(rendered, claim)) => {
-                assert_same(&rendered, &expected[kind], &format!("seed {seed}, run {run}"));
-                if place.store().check(&claim).await.is_ok() {
-                    return faulty.counts();
-                }
+            Some(Attempt::Done(rendered, _)) => {
+                assert_same(&rendered, undisturbed, &format!("seed {seed}, run {run}"));
+            }
+            // Whoever made it, everything of it is there, to the byte.
+            Some(Attempt::Already) => {
+                beside.shutdown().await;
+                let whole = Place { objects: faulty.inner.clone(), root: Path::from("x") };
+                assert!(results_of(&whole, "r").await == *wanted, "seed {seed}, run {run}: another result");
+                return faulty.counts();
             }
             Some(other) => panic!("seed {seed}, run {run}: {other:?}"),
         }
@@ -475,8 +528,8 @@ async fn whatever_a_store_does_no_manifest_is_wrong_and_the_bytes_are_right() {
     let farm = farm();
     let lane = lane_of(&farm).await;
     let expected = [
-        undisturbed(lane.clone(), &spec(PlanKind::Balanced)).await,
-        undisturbed(lane, &spec(PlanKind::Paper)).await,
+        Expected::of(&farm, lane.clone(), PlanKind::Balanced).await,
+        Expected::of(&farm, lane, PlanKind::Paper).await,
     ];
     let seed = std::env::var("GIGASMITH_FAULT_SEED").ok().and_then(|s| s.parse().ok());
     let seeds = seed.map_or(0..schedules(), |seed: u64| seed..seed + 1);

@@ -18,12 +18,12 @@ use crate::request::{RenderRequest, RequestInputs, resolve};
 use crate::sampler::tiles::VaeMode;
 use crate::spec::{ModelSpec, RenderSpec};
 use crate::store::{
-    self, Claim, Conditions, KeepOptions, NewRender, Owner, RenderRecord, RenderStore, StateRecord,
-    StoreError, Stored, StoredState,
+    self, Conditions, KeepOptions, NewRender, Owner, RenderRecord, RenderStore, StateRecord, StoreError,
+    Stored, StoredState,
 };
 
-/// The store unless another is given.
-pub(super) const DEFAULT_STORE: &str = "gigasmith-store";
+/// The store of this machine's renders unless another is given. Not that of `serve`, which runs what lies in its.
+pub(super) const DEFAULT_STORE: &str = "gigasmith-renders";
 
 /// How checkpoints are kept.
 #[derive(Debug, Clone, Args)]
@@ -88,8 +88,6 @@ pub(super) struct Keeping {
 pub(super) struct TakenUp {
     record: RenderRecord,
     spec: RenderSpec,
-    state: StoredState,
-    claim: Claim,
 }
 
 impl TakenUp {
@@ -229,18 +227,17 @@ impl Keeping {
         let stored = match there {
             Some(stored) => stored,
             None => {
-                let order = self.store.list().await.map_err(fail)?.iter().map(|s| s.record.order).max();
-                let new = NewRender { id: name, order: order.unwrap_or(0) + 1, request, priority: 0 };
+                let new = NewRender { id: name, order: store::order_now(), request, priority: 0 };
                 let record = self.store.add(new, inputs).await.map_err(fail)?;
                 Stored { record, spec: None, state: StateRecord::queued(0) }
             }
         };
-        self.claim(stored, Some(spec), model).await
+        self.settled(stored, Some(spec), model).await
     }
 
     /// Takes up a render that the store has. `asked`: the settings that it must have; else it must only be of
     /// this model.
-    pub(super) async fn claim(
+    pub(super) async fn settled(
         &self,
         stored: Stored,
         asked: Option<RenderSpec>,
@@ -253,8 +250,8 @@ impl Keeping {
             Some(before) => before,
             // It was stored, and never settled on a model.
             None => {
-                let inputs = self.store.inputs(&record, true).await.map_err(fail)?;
-                let resolved = resolve(&record.request, &inputs.facts(), model).map_err(Failure::usage)?;
+                let facts = self.store.facts(&record).await.map_err(fail)?;
+                let resolved = resolve(&record.request, &facts, model).map_err(Failure::usage)?;
                 self.store.settle(id, &resolved.spec).await.map_err(fail)?
             }
         };
@@ -264,17 +261,15 @@ impl Keeping {
             now.vae = before.vae;
         }
         self.check_settings(id, &before, &now)?;
-        let claim = self.store.claim(id, &self.owner).await.map_err(fail)?;
-        // Whoever had it may have come to an end meanwhile.
-        let stored = self.store.read(id).await.map_err(fail)?;
-        let stored = stored.ok_or_else(|| self.failure(StoreError::Removed(format!("render {id}"))))?;
-        if stored.state.state == StoredState::Cancelled {
-            return Err(Failure::usage(format!(
-                "render `{id}` was cancelled, and its checkpoints are gone: choose another name, or remove it: {}",
-                self.command("renders rm", id)
-            )));
-        }
-        Ok(TakenUp { spec: before, state: stored.state.state, claim, record })
+        Ok(TakenUp { spec: before, record })
+    }
+
+    /// Why a render that was given up does not go on.
+    fn cancelled(&self, id: &str) -> Failure {
+        Failure::usage(format!(
+            "render `{id}` was cancelled, and its checkpoints are gone: choose another name, or remove it: {}",
+            self.command("renders rm", id)
+        ))
     }
 
     /// Fails with what differs from the settings that a render was begun with.

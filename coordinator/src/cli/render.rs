@@ -37,7 +37,7 @@ pub(super) struct RenderArgs {
     /// s3://, gs:// or az://. Only typed, or from the table [render].
     #[arg(long, value_name = "URL")]
     store: Option<String>,
-    /// The render's id in the store, gigasmith-store unless --store says otherwise. If it is there and
+    /// The render's id in the store, gigasmith-renders unless --store says otherwise. If it is there and
     /// unfinished, it goes on; without a name it is a new one every time. Several seeds make several renders,
     /// NAME-SEED. Only typed, or from the table [render].
     #[arg(long, value_name = "NAME")]

@@ -77,9 +77,9 @@ pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(),
         let stored = keeping.unless_stopped(keeping.read(id)).await?;
         let files = args.files(id, ids.len() > 1, &stored);
         files.check(&Seeds(vec![stored.record.request.seed]))?;
-        if let Some(spec) = stored.spec.as_ref().filter(|_| stored.state.state == StoredState::Done) {
+        if stored.state.state == StoredState::Done {
             // Needs no model.
-            keeping.unless_stopped(keeping.fetch(id, spec, &files, &mut display)).await?;
+            keeping.unless_stopped(keeping.fetch(&stored, &files, &mut display)).await?;
             continue;
         }
         if let Some(spec) = &stored.spec {
@@ -106,7 +106,7 @@ impl ResumeArgs {
             let mut embedded = worker::start(source, &self.device(&stored.spec)).await?;
             let lane = embedded.lane().await?;
             // Its settings are what they were; what may differ is what it would go on with.
-            let taken = keeping.claim(stored, None, lane.model()).await?;
+            let taken = keeping.settled(stored, None, lane.model()).await?;
             Ok((embedded, lane, taken))
         };
         let (mut embedded, lane, taken) = keeping.unless_stopped(prepare).await?;

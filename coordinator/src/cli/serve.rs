@@ -97,7 +97,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         owner,
         claim: Some(claim.clone()),
     };
-    let jobs = Jobs::open(farm.clone(), store.clone(), options).await.map_err(unusable)?;
+    let jobs = Jobs::new(farm.clone(), store.clone(), options);
     let routes = control::routes(farm, jobs.clone(), Gate::new(token.as_deref())).await;
     let incoming = doorman::incoming(listener, args.max_connections as usize);
     let mut server = tokio::spawn(net::serve(server, routes, incoming));

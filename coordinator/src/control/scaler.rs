@@ -28,7 +28,7 @@ struct Scaler {
 #[tonic::async_trait]
 impl ExternalScaler for Scaler {
     async fn is_active(&self, _: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
-        Ok(Response::new(IsActiveResponse { result: self.jobs.load().await.0 }))
+        Ok(Response::new(IsActiveResponse { result: self.jobs.load_now().await.0 }))
     }
 
     async fn get_metric_spec(
@@ -52,7 +52,7 @@ impl ExternalScaler for Scaler {
         &self,
         _: Request<GetMetricsRequest>,
     ) -> Result<Response<GetMetricsResponse>, Status> {
-        let tasks = self.jobs.load().await.1;
+        let tasks = self.jobs.load_now().await.1;
         let metric_values = vec![MetricValue { metric_name: METRIC.into(), metric_value: tasks as i64 }];
         Ok(Response::new(GetMetricsResponse { metric_values }))
     }

@@ -67,7 +67,8 @@ fn status(error: JobError) -> Status {
             | StoreError::Unconditional { .. }
             | StoreError::Undeletable(_),
         )
-        | JobError::NotStored(_) => Status::unavailable(message),
+        | JobError::NotStored(_)
+        | JobError::Closing => Status::unavailable(message),
         JobError::Bug(_) => Status::internal(message),
     }
 }
@@ -148,12 +149,11 @@ impl Control for Service {
         request: Request<v1::ListRendersRequest>,
     ) -> Result<Response<v1::ListRendersResponse>, Status> {
         let id = request.into_inner().id;
-        let all = self.jobs.statuses().await.into_iter();
-        let renders: Vec<_> =
-            all.filter(|s| id.is_empty() || s.id == id).map(render_status_to_wire).collect();
-        if renders.is_empty() && !id.is_empty() {
-            return Err(status(JobError::Unknown(id)));
-        }
+        let found = match id.is_empty() {
+            true => self.jobs.statuses().await,
+            false => vec![self.jobs.status(&id).await.ok_or_else(|| status(JobError::Unknown(id)))?],
+        };
+        let renders = found.into_iter().map(render_status_to_wire).collect();
         Ok(Response::new(v1::ListRendersResponse { renders }))
     }
 
@@ -162,7 +162,8 @@ impl Control for Service {
         request: Request<v1::WatchRenderRequest>,
     ) -> Result<Response<Self::WatchRenderStream>, Status> {
         let id = request.into_inner().id;
-        let mut changed = self.jobs.watch(&id).ok_or_else(|| status(JobError::Unknown(id.clone())))?;
+        self.jobs.status(&id).await.ok_or_else(|| status(JobError::Unknown(id.clone())))?;
+        let mut changed = self.jobs.versions();
         let (sender, receiver) = mpsc::channel(4);
         let jobs = self.jobs.clone();
         tokio::spawn(async move {

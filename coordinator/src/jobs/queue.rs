@@ -1,125 +1,121 @@
 //! Whose turn it is.
 //!
-//! Pure. Renders are served by priority, then in the order they were submitted. A bounded number is
-//! started at a time, because a started render takes memory; one that outranks those is started beside
-//! them, up to twice the number, and the others keep what they have and wait for its workers. Renders
-//! that wait for a model or for a person don't count towards the first number.
+//! Pure, `now` is an argument. There are so many places as `--active` says, and never more renders that hold one: a
+//! started render takes memory. Places go by priority, then in the order of submission. A render takes part when a
+//! worker with its model is there; one that outranks all places by priority takes that of the lowest, which leaves
+//! with a checkpoint and waits for its turn again. A render whose workers have gone keeps its place for a moment, for
+//! they may be back, and then only while nobody else could use it. Among those that run the farm's tasks are shared by
+//! work done (`farm/table/share.rs`); places are not taken from an equal, because every change costs a checkpoint, and
+//! finishing one after the other gives each picture sooner than all of them at the end.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use gigasmith_proto::domain::RenderState;
+/// How long workers that have gone are waited for.
+pub(super) const GRACE: Duration = Duration::from_secs(15);
 
-use super::entry::Entry;
-use crate::spec::RenderSpec;
-
-fn rank(entry: &Entry) -> (Reverse<i32>, u64, &str) {
-    (Reverse(entry.priority), entry.record.order, &entry.record.id)
+/// A render that has not ended and is not held back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate<'a> {
+    pub(super) id: &'a str,
+    /// Higher goes first.
+    pub(super) priority: i32,
+    /// Position among all renders: lower goes first.
+    pub(super) order: u64,
+    /// Whether it has a place.
+    pub(super) has_place: bool,
+    /// Whether it is told to leave it.
+    pub(super) leaves: bool,
+    /// Since when no worker can do its tasks; `None`: one can.
+    pub(super) unfit: Option<Instant>,
 }
 
-/// How many unfinished renders are served before each unfinished one.
-pub(super) fn ranks<'a>(entries: impl Iterator<Item = &'a Entry>) -> BTreeMap<String, usize> {
-    let mut unfinished: Vec<&Entry> = entries.filter(|e| !e.state.is_final()).collect();
-    unfinished.sort_by_key(|e| rank(e));
-    unfinished.into_iter().enumerate().map(|(i, e)| (e.record.id.clone(), i)).collect()
+impl<'a> Candidate<'a> {
+    fn rank(&self) -> (Reverse<i32>, u64, &'a str) {
+        (Reverse(self.priority), self.order, self.id)
+    }
 }
 
-/// Ids of the renders to start now: those among the first `active` whose model is there (`has_model`) and
-/// that are not started.
-pub(super) fn due<'a>(
-    entries: impl Iterator<Item = &'a Entry>,
-    active: usize,
-    has_model: impl Fn(&RenderSpec) -> bool,
-) -> Vec<String> {
-    let can_run = |e: &&Entry| match e.state {
-        RenderState::Running => true,
-        RenderState::Queued => e.spec.as_ref().is_some_and(&has_model),
-        _ => false,
-    };
-    let entries: Vec<&Entry> = entries.collect();
-    let started = entries.iter().filter(|e| e.runner.is_some()).count();
-    let room = (2 * active).saturating_sub(started);
-    let mut runnable: Vec<&Entry> = entries.into_iter().filter(can_run).collect();
-    runnable.sort_by_key(|e| rank(e));
-    let first = runnable.into_iter().take(active);
-    first.filter(|e| e.state == RenderState::Queued).map(|e| e.record.id.clone()).take(room).collect()
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decision<'a> {
+    /// Gets a place.
+    Start(&'a str),
+    /// Leaves its place, after a checkpoint.
+    Leave(&'a str),
 }
+
+/// What is to be done now.
+pub(super) fn decide<'a>(candidates: &[Candidate<'a>], places: usize, now: Instant) -> Vec<Decision<'a>> {
+    let mut waiting: Vec<_> = candidates.iter().filter(|c| !c.has_place && c.unfit.is_none()).collect();
+    waiting.sort_by_key(|c| c.rank());
+    let (mut held, leaving): (Vec<_>, Vec<_>) =
+        candidates.iter().filter(|c| c.has_place).partition(|c| !c.leaves);
+    let free = places.saturating_sub(held.len() + leaving.len());
+    let mut decisions: Vec<_> = waiting.iter().take(free).map(|c| Decision::Start(c.id)).collect();
+    // Those that must give way first: without workers, then the lowest.
+    let is_gone = |c: &Candidate<'_>| c.unfit.is_some_and(|since| now.duration_since(since) >= GRACE);
+    held.sort_by_key(|c| (Reverse(is_gone(c)), Reverse(c.rank())));
+    let mut held = held.into_iter();
+    // Places that are about to be free are for the first of those that still wait.
+    for outranking in waiting.iter().skip(free + leaving.len()) {
+        match held.next() {
+            Some(gone) if is_gone(&gone) || gone.priority < outranking.priority => {
+                decisions.push(Decision::Leave(gone.id));
+            }
+            _ => break,
+        }
+    }
+    decisions
+}
+
+#[cfg(test)]
+#[path = "queue_simulation.rs"]
+mod simulation;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::JobChange;
-    use crate::request::RenderRequest;
-    use crate::store::{RenderRecord, StateRecord, StoreError, Stored, VERSION};
 
-    fn entry(id: &str, order: u64, priority: i32) -> Entry {
-        let request = RenderRequest::default();
-        let id = id.to_owned();
-        let (picture, plan) = (None, None);
-        let record = RenderRecord {
-            version: VERSION,
-            id,
-            nonce: String::new(),
-            order,
-            request,
-            priority,
-            picture,
-            plan,
-        };
-        let state = StateRecord::queued(priority);
-        Entry::stored(Stored { record, spec: Some(crate::spec::tests::spec()), state })
+    fn waits(id: &str, order: u64, priority: i32) -> Candidate<'_> {
+        Candidate { id, priority, order, has_place: false, leaves: false, unfit: None }
+    }
+
+    fn runs(id: &str, order: u64, priority: i32) -> Candidate<'_> {
+        Candidate { has_place: true, ..waits(id, order, priority) }
     }
 
     #[test]
-    fn the_first_by_priority_then_by_order_are_started() {
-        let mut entries = [entry("a", 1, 0), entry("b", 2, 5), entry("c", 3, 5), entry("d", 4, 0)];
-        let due = |entries: &[Entry], active| due(entries.iter(), active, |_| true);
-        assert_eq!(due(&entries, 1), ["b"]);
-        assert_eq!(due(&entries, 3), ["b", "c", "a"]);
-        entries[1].state = RenderState::Running;
-        assert!(due(&entries, 1).is_empty(), "one is started already");
-        assert_eq!(due(&entries, 2), ["c"]);
-        entries[3].priority = 9;
-        assert_eq!(due(&entries, 1), ["d"], "a higher one is started beside it");
-        entries[1].change(JobChange::Pause).unwrap();
-        assert_eq!(due(&entries, 2), ["d", "c"], "a paused one takes no place");
-        assert_eq!(ranks(entries.iter())["a"], 3);
+    fn places_go_by_priority_then_by_order_and_are_never_more() {
+        let now = Instant::now();
+        let all = [waits("a", 1, 0), waits("b", 2, 5), waits("c", 3, 5), waits("d", 4, 0)];
+        let start = |ids: &[&'static str]| ids.iter().map(|id| Decision::Start(id)).collect::<Vec<_>>();
+        assert_eq!(decide(&all, 1, now), start(&["b"]));
+        assert_eq!(decide(&all, 3, now), start(&["b", "c", "a"]));
+        let all = [waits("a", 1, 0), runs("b", 2, 5), waits("c", 3, 5), waits("d", 4, 0)];
+        assert_eq!(decide(&all, 1, now), [], "an equal takes no place");
+        assert_eq!(decide(&all, 2, now), start(&["c"]));
     }
 
     #[test]
-    fn a_store_that_is_away_is_told_from_other_trouble() {
-        let mut one = entry("a", 1, 0);
-        let away =
-            || object_store::Error::NotImplemented { operation: "get".into(), implementer: "x".into() };
-        one.troubled(&StoreError::Store { path: "renders/a".into(), source: away() });
-        assert!(one.store_away && one.trouble.contains("renders/a"));
-        one.troubled(&StoreError::Scratch(std::io::Error::other("the disk is full")));
-        assert!(!one.store_away && one.trouble.contains("full"));
-        one.troubled(&StoreError::Store { path: "renders/a".into(), source: away() });
-        one.untroubled();
-        assert!(!one.store_away && one.trouble.is_empty());
-        one.troubled(&StoreError::Store { path: "renders/a".into(), source: away() });
-        one.end(RenderState::Cancelled, String::new());
-        assert!(!one.store_away, "what has ended waits for nothing");
+    fn who_outranks_takes_the_lowest_place_once() {
+        let now = Instant::now();
+        let all = [runs("a", 1, 0), runs("b", 2, 1), waits("c", 3, 9), waits("d", 4, 1)];
+        assert_eq!(decide(&all, 2, now), [Decision::Leave("a")]);
+        let left = Candidate { leaves: true, ..runs("a", 1, 0) };
+        let all = [left, runs("b", 2, 1), waits("c", 3, 9), waits("d", 4, 1)];
+        assert_eq!(decide(&all, 2, now), [], "a place is about to be free");
     }
 
     #[test]
-    fn all_patches_are_those_of_every_stage() {
-        let mut one = entry("a", 1, 0);
-        let size = crate::sampler::units::ImageSize { width: 512, height: 512 };
-        let begin = |stage, patches, done| crate::render::StageBegin { stage, total: 3, size, patches, done };
-        let per_stage = [30, 120, 480];
-        for (stage, patches, done, left) in [(0, 30, 0, 630), (1, 120, 20, 580), (2, 480, 480, 0)] {
-            one.stage(begin(stage, patches, done), &per_stage);
-            assert_eq!((one.patches_all, one.progress.patches_left), (630, left));
-        }
-    }
-
-    #[test]
-    fn renders_without_their_model_take_no_place() {
-        let mut entries = [entry("a", 1, 0), entry("b", 2, 0)];
-        entries[0].spec = None;
-        assert_eq!(due(entries.iter(), 1, |_| true), ["b"]);
-        assert!(due(entries.iter(), 1, |_| false).is_empty());
+    fn who_has_no_workers_gives_way_after_a_moment_and_only_to_somebody() {
+        let now = Instant::now();
+        let gone = |since| Candidate { unfit: Some(since), ..runs("a", 1, 9) };
+        assert_eq!(decide(&[gone(now), waits("b", 2, 0)], 1, now), []);
+        let later = now + GRACE;
+        assert_eq!(decide(&[gone(now), waits("b", 2, 0)], 1, later), [Decision::Leave("a")]);
+        assert_eq!(decide(&[gone(now)], 1, later), []);
+        let unfit = Candidate { unfit: Some(now), ..waits("b", 2, 0) };
+        assert_eq!(decide(&[gone(now), unfit], 1, later), []);
     }
 }

@@ -5,7 +5,9 @@
 use gigasmith_proto::domain::{RenderState, WorkerState, WorkerStatus};
 
 use super::entry::Entry;
+use super::phase::{Next, Phase};
 use crate::farm::{Kind, Roster};
+use crate::request::RenderRequest;
 use crate::spec::ModelSpec;
 
 /// What is known around a render.
@@ -23,7 +25,7 @@ pub(super) struct Scene<'a> {
 /// Whether a kind of worker can do a render's tasks.
 fn suits(entry: &Entry, kind: &Kind) -> bool {
     match &entry.spec {
-        None => entry.record.request.wants(&kind.model),
+        None => entry.record.as_ref().is_some_and(|r| r.request.wants(&kind.model)),
         Some(spec) => {
             let model = ModelSpec::of(&kind.model);
             model.fingerprints == spec.model.fingerprints
@@ -39,29 +41,28 @@ pub(super) fn capacity(entry: &Entry, roster: &Roster) -> usize {
 
 /// Why nothing happens, or why it ended.
 pub(super) fn reason(entry: &Entry, scene: &Scene<'_>) -> String {
-    match entry.state {
+    let (id, reason) = (&entry.id, entry.phase.reason());
+    match entry.phase.state() {
         RenderState::Done | RenderState::Cancelled => String::new(),
-        RenderState::Failed => {
-            format!("{}; `gigasmith continue {}` tries again", entry.reason, entry.record.id)
-        }
-        RenderState::Paused if entry.reason.is_empty() => {
-            format!("paused: `gigasmith continue {}` goes on", entry.record.id)
-        }
-        RenderState::Paused => {
-            format!("paused because {}; `gigasmith continue {}` tries again", entry.reason, entry.record.id)
-        }
+        RenderState::Failed => format!("{reason}; `gigasmith continue {id}` tries again"),
+        RenderState::Paused if reason.is_empty() => format!("paused: `gigasmith continue {id}` goes on"),
+        RenderState::Paused => format!("paused because {reason}; `gigasmith continue {id}` tries again"),
         RenderState::Queued | RenderState::Running => waits(entry, scene),
     }
 }
 
 fn waits(entry: &Entry, scene: &Scene<'_>) -> String {
-    if !entry.trouble.is_empty() {
-        return format!("{}; it goes on when that is mended", entry.trouble);
+    if let Some(trouble) = &entry.trouble {
+        return format!("{}; it goes on once that is fixed", trouble.reason);
     }
+    let Some(record) = &entry.record else { return "it is being read from the store".to_owned() };
     if capacity(entry, scene.roster) == 0 {
-        return no_worker(entry, scene);
+        return no_worker(entry, &record.request, scene);
     }
-    if entry.state == RenderState::Queued && scene.ahead >= scene.active {
+    if entry.phase == Phase::Leaving(Next::Queue) {
+        return "it leaves its place to another, after a checkpoint".to_owned();
+    }
+    if entry.phase == Phase::Queued && scene.ahead >= scene.active {
         let ahead = match scene.ahead {
             1 => "1 render is".to_owned(),
             ahead => format!("{ahead} renders are"),
@@ -80,8 +81,7 @@ fn waits(entry: &Entry, scene: &Scene<'_>) -> String {
 }
 
 /// Why no worker may get the render's tasks.
-fn no_worker(entry: &Entry, scene: &Scene<'_>) -> String {
-    let request = &entry.record.request;
+fn no_worker(entry: &Entry, request: &RenderRequest, scene: &Scene<'_>) -> String {
     let name = &request.model;
     let here: Vec<&WorkerStatus> = scene.workers.iter().filter(|w| w.state != WorkerState::Offline).collect();
     if here.is_empty() {

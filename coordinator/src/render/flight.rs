@@ -10,7 +10,7 @@ use crate::estimate::PER_SLOT;
 use crate::farm::Lane;
 
 /// Runs arithmetic in place, and lets the runtime's other tasks go on elsewhere meanwhile.
-pub(super) fn at_leisure<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn at_leisure<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),

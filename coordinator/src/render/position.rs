@@ -90,6 +90,20 @@ impl Position {
         matches!(self, Self::Base { .. })
     }
 
+    /// How far it is, so that two positions of a render compare: stage, whether its patches are done, patches or rows
+    /// of tiles.
+    pub fn mark(&self) -> (u32, bool, u64) {
+        match self {
+            Self::Base { .. } => (0, false, 0),
+            Self::Stage { stage, from: StageFrom::Left { saved, .. } } => {
+                (*stage, false, saved.committed.len() as u64)
+            }
+            Self::Stage { stage, .. } => (*stage, false, 0),
+            Self::Decoding { stage, decoded, .. } => (*stage, true, decoded.bands.len() as u64),
+            Self::Written(_) => (u32::MAX, true, 0),
+        }
+    }
+
     /// The stage that it stands in; `None` before and after all of them.
     pub fn stage(&self) -> Option<u32> {
         match self {

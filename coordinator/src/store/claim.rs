@@ -6,6 +6,9 @@
 //! after its own is there; if so, it stops. Epochs have no gaps, so one look is enough, and no listing has
 //! to be up to date.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use gigasmith_proto::domain::Identifier;
 use object_store::ObjectStore;
 use object_store::path::Path;
@@ -41,6 +44,8 @@ pub struct Claim {
     incarnation: String,
     /// Its number; the first is 1.
     pub epoch: u64,
+    /// States that were written with it; clones count together.
+    pub(super) states: Arc<AtomicU64>,
 }
 
 fn object(folder: &Path, epoch: u64) -> Path {
@@ -79,7 +84,7 @@ impl RenderStore {
                 // Somebody's, or ours, from an attempt whose answer was lost.
                 || self.epoch_record(&path).await?.is_some_and(|r| r.incarnation == incarnation);
             if ours {
-                return Ok(Claim { folder, incarnation, epoch });
+                return Ok(Claim { folder, incarnation, epoch, states: Arc::default() });
             }
             epoch += 1;
         }
@@ -111,7 +116,7 @@ impl RenderStore {
 
     /// Fails when somebody newer has taken over, or what was taken up is gone.
     pub async fn check(&self, claim: &Claim) -> Result<(), StoreError> {
-        let Claim { folder, incarnation, epoch } = claim;
+        let Claim { folder, incarnation, epoch, .. } = claim;
         let what = || match folder.filename() {
             Some(id) if *folder != self.coordinator() => format!("render {id}"),
             _ => "the store".to_owned(),

@@ -54,12 +54,7 @@ impl RenderStore {
         Ok(listed.common_prefixes.iter().filter_map(Path::filename).map(str::to_owned).collect())
     }
 
-    /// Whether a render has checkpoints.
-    pub async fn has_checkpoints(&self, id: &str) -> Result<bool, StoreError> {
-        Ok(!self.manifests(id).await?.is_empty())
-    }
-
-    async fn objects_below(&self, prefix: &Path) -> Result<Vec<ObjectMeta>, StoreError> {
+    pub(super) async fn objects_below(&self, prefix: &Path) -> Result<Vec<ObjectMeta>, StoreError> {
         let mut listed = self.objects.list(Some(prefix));
         let mut objects = Vec::new();
         while let Some(found) = listed.next().await {
@@ -105,22 +100,13 @@ impl RenderStore {
         Ok(old.collect())
     }
 
-    /// Removes what was only needed to go on: the checkpoints of a render that is done. `claim` must be its.
-    pub async fn discard_checkpoints(&self, id: &str, claim: &super::Claim) -> Result<(), StoreError> {
-        self.check(claim).await?;
-        for part in ["checkpoints", "blobs"] {
-            self.delete_below(&self.path(id, part)).await?;
-        }
-        self.sweep_folder(id, "blobs");
-        Ok(())
-    }
-
     /// Removes a render and everything of it. Whoever works on it notices and stops.
     pub async fn remove(&self, id: &str) -> Result<(), StoreError> {
         // From here on there is no such render, whatever happens to the rest.
         for first in ["render.json", "spec.json", "state.json"] {
             self.delete(&self.path(id, first)).await?;
         }
+        self.remove_states(id).await?;
         self.delete_below(&self.path(id, "epochs")).await?;
         self.delete_below(&self.path(id, "checkpoints")).await?;
         let all = self.root.clone().join("renders").join(id);
@@ -133,12 +119,13 @@ impl RenderStore {
                 return Ok(());
             }
             self.delete_below(&all).await?;
+            self.remove_states(id).await?;
         }
         self.sweep_folder(id, "");
         Ok(())
     }
 
-    async fn delete_below(&self, prefix: &Path) -> Result<(), StoreError> {
+    pub(super) async fn delete_below(&self, prefix: &Path) -> Result<(), StoreError> {
         let mut deleting = tokio::task::JoinSet::new();
         for object in self.objects_below(prefix).await? {
             while deleting.len() >= 16 {
@@ -152,7 +139,7 @@ impl RenderStore {
 
     /// In a folder: what object stores do not show, such as empty folders and parts of files whose writing
     /// a crash cut off.
-    fn sweep_folder(&self, id: &str, part: &str) {
+    pub(super) fn sweep_folder(&self, id: &str, part: &str) {
         if let Some(folder) = &self.folder {
             // What cannot be removed takes room and does no harm.
             let _ = std::fs::remove_dir_all(folder.join("renders").join(id).join(part));

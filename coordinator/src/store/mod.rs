@@ -1,22 +1,22 @@
 //! Renders in an object store: what was asked for, how far it is, checkpoints, results.
 //!
-//! Layout below the store's root, format version 1:
+//! Layout below the store's root, format version 2:
 //!
 //! ```text
 //! coordinator/epochs/N.json         which `serve` has the store; created once each
 //! renders/ID/render.json            the request; created once, so that an id is taken by one render
 //! renders/ID/inputs/HASH            what came along with it, by its BLAKE3, written before render.json
 //! renders/ID/spec.json              the request settled on a model; created once
-//! renders/ID/state.json             state, priority, reason; overwritten
 //! renders/ID/epochs/N.json          which coordinator may write checkpoints; created once each
 //! renders/ID/checkpoints/E-S.json   manifests, by epoch and sequence; created once each (`manifest.rs`)
 //! renders/ID/blobs/HASH             what manifests consist of, by its BLAKE3
-//! renders/ID/stages/N.safetensors   the latents of the last stage, N = 0 for the base; earlier programs
-//!                                   kept every stage's here, and go on from them
-//! renders/ID/result.png, result.tif         the picture, in the format that was asked for,
-//! renders/ID/result.dzi, result.dzi.json, result_files/LEVEL/X_Y.jpg    or as Deep Zoom, the descriptor last
-//! renders/ID/result-plan.json
+//! renders/ID/results/E/             what epoch E made: result.png or result.tif, or as Deep Zoom result.dzi,
+//!                                   result.dzi.json and result_files/LEVEL/X_Y.jpg; latents.safetensors, plan.json
+//! states/ID/E-S.json                how far it is, by epoch and sequence; created once each (`states.rs`)
 //! ```
+//!
+//! Version 1 had `renders/ID/state.json`, overwritten, `renders/ID/result.*`, `result-plan.json` and
+//! `stages/N.safetensors`: they are read, and not written any more.
 //!
 //! # What can be relied on
 //!
@@ -28,15 +28,24 @@
 //! `done`. Deleting goes the other way round: `render.json` first, manifests before blobs.
 //!
 //! *One writer.* Whoever takes up a render creates its next epoch, and from then on nobody older writes
-//! manifests or results (`claim.rs`). An older coordinator that has not noticed yet does no harm: newer
-//! epochs' manifests outrank its own, and blobs are named by content.
+//! manifests, results or states after a look that shows it (`claim.rs`).
+//!
+//! *A late writer spoils nothing.* Between a look and the write after it a process can be stopped for any length of
+//! time: a closed lid, a frozen machine. So looks alone do not suffice, and every object that a reader needs carries
+//! the epoch of who wrote it, or the digest of its bytes, in its name, and is created, not overwritten. What an
+//! older coordinator writes late lies beside what the newer one wrote, and is outranked. Deleting follows the
+//! argument of generation numbers (Neon's RFC 025): what is deleted is named; that it is not needed any more was
+//! written before; and a look after that writing showed nobody newer. Whoever takes over later reads what was
+//! written, and so needs nothing of what a late deletion takes: results go once a state names another, checkpoints
+//! once a state says `done` or `cancelled`.
 //!
 //! *What a crash costs.* The patches since the newest manifest. A manifest or blob that is damaged or missing
 //! costs the way back to the one before; the bytes of the picture are the same in every case.
 //!
 //! *Garbage.* Only the newest coordinator collects, after a manifest of its own: manifests beyond those kept
 //! and blobs that none of the kept needs (`keeper.rs`). Blobs that a crash left behind are swept when the
-//! render is taken up again and they are an hour old. When a render is done, all its checkpoints go.
+//! render is taken up again and they are an hour old. When a render is done, all its checkpoints go, and
+//! the results of earlier epochs.
 
 mod blobs;
 mod claim;
@@ -51,6 +60,9 @@ mod probe;
 mod records;
 mod remedy;
 mod restore;
+mod results;
+mod states;
+mod upload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,7 +70,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use gigasmith_proto::domain::{Array, Identifier};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use claim::{Claim, Owner};
@@ -66,15 +78,19 @@ pub use error::StoreError;
 pub use inventory::{Inventory, Standing};
 pub use keeper::{Closed, Found, KeepOptions, Keeper, KeeperStart, Tallied, Tally};
 pub use open::{StoreUrlError, open, open_objects};
-pub use outputs::{Fetched, Outputs, Part, Piece, Told};
+pub use outputs::{Outputs, Told};
 pub use picture_file::PictureFile;
 pub use probe::Conditions;
-pub use records::{RenderRecord, StateRecord, StoredState, VERSION};
+pub use records::{PROMPT, RenderRecord, ResultRecord, Starts, StateRecord, StoredState, Summary, VERSION};
 pub use restore::Restored;
+pub use results::{Fetched, Part, Piece, ResultPlace};
+pub use states::Indexed;
+
+use upload::Upload;
 
 use crate::output::{Settings, decode_latents};
 use crate::raster::Scratch;
-use crate::request::{InputPicture, RenderRequest, RequestInputs};
+use crate::request::{InputFacts, InputPicture, RenderRequest, RequestInputs};
 use crate::sampler::resize::Picture;
 use crate::sampler::units::ImageSize;
 use crate::spec::RenderSpec;
@@ -186,19 +202,11 @@ impl RenderStore {
         if bytes.len() <= SMALL {
             return self.put(path, bytes, PutMode::Overwrite).await;
         }
-        let fail = |source| StoreError::Store { path: path.to_string(), source };
-        let upload = self.objects.put_multipart(path).await.map_err(fail)?;
-        let mut parts = WriteMultipart::new_with_chunk_size(upload, SMALL);
+        let mut upload = Upload::begin(self, path).await?;
         while !bytes.is_empty() {
-            if let Err(error) = parts.wait_for_capacity(PARTS_AT_A_TIME).await {
-                // Parts that stay take room and are billed; if this fails too there is nothing else to try.
-                let _ = parts.abort().await;
-                return Err(fail(error));
-            }
-            parts.put(bytes.split_to(SMALL.min(bytes.len())));
+            upload.put(bytes.split_to(SMALL.min(bytes.len()))).await?;
         }
-        // Aborts by itself what it cannot finish.
-        parts.finish().await.map(|_| ()).map_err(fail)
+        upload.finish().await
     }
 
     /// Creates an object that nobody has created before: whether it did.
@@ -263,7 +271,8 @@ impl RenderStore {
         }
         // Under their own hashes: two submissions that reach for one id cannot mix.
         if let Some(picture) = &inputs.picture {
-            self.write(&self.input_path(id, &hash_of(picture.rgb())), picture.rgb().to_vec()).await?;
+            let hash = record.picture.as_ref().map_or_else(|| hash_of(picture.rgb()), |p| p.hash.clone());
+            self.write(&self.input_path(id, &hash), picture.rgb().to_vec()).await?;
         }
         if let Some(plan) = &inputs.plan {
             self.write(&self.input_path(id, &hash_of(plan.as_bytes())), plan.clone().into_bytes()).await?;
@@ -295,7 +304,7 @@ impl RenderStore {
         if let Some(id) = id {
             record.id = id;
             self.create_render(&record, inputs).await?;
-            return Ok(record);
+            return self.added(record).await;
         }
         let first = self.free_number().await?;
         for number in first..first.saturating_add(FREE_IDS) {
@@ -303,10 +312,16 @@ impl RenderStore {
             match self.create_render(&record, inputs).await {
                 Err(StoreError::Taken(_) | StoreError::Remains(_)) => {}
                 Err(error) => return Err(error),
-                Ok(()) => return Ok(record),
+                Ok(()) => return self.added(record).await,
             }
         }
         Err(StoreError::Taken(record.id))
+    }
+
+    async fn added(&self, record: RenderRecord) -> Result<RenderRecord, StoreError> {
+        let state = StateRecord::queued(record.priority).with_summary(Summary::of(&record, None));
+        self.first_state(&record.id, &state).await?;
+        Ok(record)
     }
 
     /// The number after the largest that an id `rN` has: renders with names of their own take none.
@@ -320,33 +335,12 @@ impl RenderStore {
         self.path(id, &format!("inputs/{hash}"))
     }
 
-    /// Every render, in the order they were submitted. One whose request cannot be read is logged and left
-    /// out; one whose state is damaged comes as failed, with the damage as its reason.
-    pub async fn list(&self) -> Result<Vec<Stored>, StoreError> {
-        let prefix = self.root.clone().join("renders");
-        let listed = self.objects.list_with_delimiter(Some(&prefix)).await;
-        let listed = listed.map_err(|source| StoreError::Store { path: prefix.to_string(), source })?;
-        let mut renders = Vec::new();
-        for folder in listed.common_prefixes {
-            let Some(id) = folder.filename() else { continue };
-            match self.read(id).await {
-                Ok(Some(stored)) => renders.push(stored),
-                // Inputs without a request: a submission that broke off.
-                Ok(None) => {}
-                Err(error @ StoreError::Store { .. }) => return Err(error),
-                Err(error) => tracing::error!(id, %error, "a render cannot be read"),
-            }
-        }
-        renders.sort_by(|a, b| (a.record.order, &a.record.id).cmp(&(b.record.order, &b.record.id)));
-        Ok(renders)
-    }
-
     /// One render; `None` when there is none of that id.
     pub async fn read(&self, id: &str) -> Result<Option<Stored>, StoreError> {
         let record: Option<RenderRecord> = self.get_versioned(&self.path(id, "render.json")).await?;
         let Some(record) = record else { return Ok(None) };
         let spec = self.get_versioned(&self.path(id, "spec.json")).await;
-        let state = self.get_json(&self.path(id, "state.json")).await;
+        let state = self.state(id).await;
         let (spec, state) = match (spec, state) {
             (Err(error @ StoreError::Store { .. }), _) | (_, Err(error @ StoreError::Store { .. })) => {
                 return Err(error);
@@ -384,6 +378,12 @@ impl RenderStore {
         Ok(RequestInputs { picture, plan })
     }
 
+    /// What of the inputs decides how a request is resolved: nothing of it reads pixels.
+    pub async fn facts(&self, record: &RenderRecord) -> Result<InputFacts, StoreError> {
+        let plan = self.inputs(record, false).await?.plan;
+        Ok(InputFacts { picture: record.picture.clone(), plan })
+    }
+
     async fn input(&self, id: &str, hash: &str) -> Result<Vec<u8>, StoreError> {
         let path = self.input_path(id, hash);
         let damaged =
@@ -400,11 +400,6 @@ impl RenderStore {
         }
         let missing = || StoreError::Damaged { path: path.to_string(), reason: "it vanished".into() };
         self.get_versioned(&path).await?.ok_or_else(missing)
-    }
-
-    /// Stores a render's state.
-    pub async fn set_state(&self, id: &str, state: &StateRecord) -> Result<(), StoreError> {
-        self.put(&self.path(id, "state.json"), json(state), PutMode::Overwrite).await
     }
 
     fn stage_path(&self, id: &str, stage: u32) -> Path {
@@ -432,6 +427,13 @@ impl RenderStore {
             _ => Err(damaged("it is of another render".to_owned())),
         }
     }
+}
+
+/// The position of a render that is submitted now: milliseconds since 1970, so that nobody reads all renders to find
+/// the next. Those of version 1 are smaller.
+pub fn order_now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |since| since.as_millis() as u64)
 }
 
 /// How inputs are called.

@@ -8,7 +8,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio_stream::{Stream, StreamExt};
 
-use super::{RenderStore, StoreError};
+use super::{RenderStore, ResultPlace, StoreError};
 use crate::output::Kind;
 
 /// Where a picture's file lies, and what it is.
@@ -44,13 +44,18 @@ impl PictureFile {
 }
 
 impl RenderStore {
-    /// A finished render's picture as a file; `None` where there is none, or it is Deep Zoom. `unique`: what
-    /// tells the render from others of its name.
-    pub async fn picture_file(&self, id: &str, unique: &str) -> Result<Option<PictureFile>, StoreError> {
-        let Some(kind) = self.result_kind(id).await?.filter(|kind| *kind != Kind::Dzi) else {
+    /// The picture of a result as a file; `None` where there is none, or it is Deep Zoom. `unique`: what tells the
+    /// render from others of its name.
+    pub async fn picture_file(
+        &self,
+        place: &ResultPlace,
+        unique: &str,
+    ) -> Result<Option<PictureFile>, StoreError> {
+        let kind = place.kind;
+        if kind == Kind::Dzi {
             return Ok(None);
-        };
-        let path = self.result_path(id, kind);
+        }
+        let path = place.picture();
         let meta = match self.objects.head(&path).await {
             Ok(meta) => meta,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),

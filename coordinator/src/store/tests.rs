@@ -33,12 +33,14 @@ async fn renders_come_back_in_the_order_they_were_submitted() {
         let twice = store.create_render(&record("b", 3), &RequestInputs::default()).await.unwrap_err();
         assert!(matches!(twice, StoreError::Taken(id) if id == "b"));
         let state = StateRecord { state: StoredState::Paused, ..StateRecord::queued(5) };
-        store.set_state("a", &state).await.unwrap();
-        let all = store.list().await.unwrap();
-        let ids: Vec<&str> = all.iter().map(|s| s.record.id.as_str()).collect();
+        let claim = store.claim("a", &Owner { incarnation: "a".into(), name: "a".into() }).await.unwrap();
+        store.set_state("a", &claim, &state).await.unwrap();
+        let all = store.index().await.unwrap();
+        let ids: Vec<&str> = all.iter().map(|s| s.id.as_str()).collect();
         assert_eq!(ids, ["b", "a"]);
         assert_eq!((&all[0].state, &all[1].state), (&StateRecord::queued(3), &state));
-        assert_eq!(all[1].record, record("a", 2));
+        assert_eq!(all[1].summary, Summary::of(&record("a", 2), None));
+        assert_eq!(store.read("a").await.unwrap().unwrap().record, record("a", 2));
     }
 }
 
@@ -77,17 +79,21 @@ async fn inputs_stages_and_results_come_back_and_damage_is_named() {
         store.write(&store.stage_path("r1", 1), vec![1, 2, 3]).await.unwrap();
         assert!(error(1, [1, 1, 2], &spec).await.contains("stages/1.safetensors"));
 
-        assert!(store.result("r1", Part::Picture, 2).await.unwrap().is_none());
+        assert!(store.result_place("r1", &StateRecord::queued(0), 2).await.unwrap().is_none());
         let owner = Owner { incarnation: "a".into(), name: "a".into() };
         let claim = store.claim("r1", &owner).await.unwrap();
-        // More than fits one part as PNG; each format takes the place of the one before.
+        // More than fits one part as PNG.
+        let mut place = None;
         for (kind, width) in [(Kind::Png, 3000), (Kind::Dzi, 700), (Kind::Tif, 700)] {
             let picture = Arc::new(Memory::noise(width, 2000));
             let format = Format::new(kind, Some(Quality::Lossless)).unwrap();
             let outputs = Outputs::new(picture.clone(), embedded(), (format, &Scratch::default()));
-            store.put_result("r1", &claim, &outputs, Arc::new(|_, _| true)).await.unwrap();
-            assert_eq!(store.result_kind("r1").await.unwrap(), Some(kind));
-            let mut fetched = store.result("r1", Part::Picture, 2).await.unwrap().unwrap();
+            let result = store.put_result("r1", &claim, &outputs, Arc::new(|_, _| true)).await.unwrap();
+            let done = StateRecord { result: Some(result), ..StateRecord::queued(0) };
+            place = store.result_place("r1", &done, 2).await.unwrap();
+            let place = place.as_ref().unwrap();
+            assert_eq!(place.kind, kind);
+            let mut fetched = store.result(place, Part::Picture).await.unwrap().unwrap();
             let mut files: Vec<(String, Vec<u8>)> = Vec::new();
             while let Some(piece) = fetched.pieces.next().await {
                 let piece = piece.unwrap();
@@ -111,7 +117,7 @@ async fn inputs_stages_and_results_come_back_and_damage_is_named() {
             assert_eq!(files.last().unwrap().0, if kind == Kind::Dzi { ".dzi" } else { "" });
             assert_eq!(files.len() > 1, kind == Kind::Dzi);
         }
-        assert_eq!(store.result("r1", Part::Plan, 2).await.unwrap().unwrap().total, 0);
+        assert_eq!(store.result(&place.unwrap(), Part::Plan).await.unwrap().unwrap().total, 0);
     }
 }
 
@@ -124,12 +130,11 @@ async fn a_damaged_state_is_shown_and_loses_nothing() {
         }
         store.write(&store.path("a", "state.json"), Vec::new()).await.unwrap();
         store.write(&store.path("b", "spec.json"), b"{".to_vec()).await.unwrap();
-        let all = store.list().await.unwrap();
-        assert_eq!(all.len(), 2);
-        for stored in all {
+        for stored in [store.read("a").await.unwrap().unwrap(), store.read("b").await.unwrap().unwrap()] {
             assert_eq!(stored.state.state, StoredState::Failed);
             assert!(stored.state.reason.contains("damaged"), "{}", stored.state.reason);
         }
+        assert_eq!(store.index().await.unwrap().len(), 2);
     }
 }
 
@@ -149,12 +154,12 @@ async fn a_format_of_the_future_is_left_alone() {
     let (_folder, stores) = stores();
     for store in stores {
         store
-            .create_render(&RenderRecord { version: 2, ..record("new", 1) }, &RequestInputs::default())
+            .create_render(&RenderRecord { version: 3, ..record("new", 1) }, &RequestInputs::default())
             .await
             .unwrap();
         store.create_render(&record("old", 2), &RequestInputs::default()).await.unwrap();
-        assert!(store.read("new").await.unwrap_err().to_string().contains("version 2"));
-        assert_eq!(store.list().await.unwrap().len(), 1);
+        assert!(store.read("new").await.unwrap_err().to_string().contains("version 3"));
+        assert_eq!(store.index().await.unwrap().len(), 1);
     }
 }
 

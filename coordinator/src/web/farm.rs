@@ -205,7 +205,7 @@ async fn picture(
 }
 
 async fn settings(State(pages): State<FarmPages>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
-    let (request, spec) = pages.jobs.settings(&id).map_err(problem)?;
+    let (request, spec) = pages.jobs.settings(&id).await.map_err(problem)?;
     Ok(Json(status::settings(request, spec)))
 }
 
@@ -220,7 +220,7 @@ async fn change_render(
         other => return Err(Problem::missing(format!("a render cannot `{other}`"))),
     };
     let changed = pages.jobs.change(&id, change).await.map_err(problem)?;
-    Ok(Json(status::render(&changed, &pages.jobs.beside())))
+    Ok(Json(status::render(&changed, pages.jobs.beside(&id))))
 }
 
 /// A worker, in a body: its name may be anything, and an address cannot hold everything.
@@ -259,7 +259,7 @@ fn problem(error: JobError) -> Problem {
         JobError::Unknown(_) => StatusCode::NOT_FOUND,
         JobError::State { .. } => StatusCode::CONFLICT,
         JobError::Request(_) | JobError::Name(_) => StatusCode::BAD_REQUEST,
-        JobError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+        JobError::Store(_) | JobError::Closing => StatusCode::SERVICE_UNAVAILABLE,
         JobError::Bug(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     Problem(code, error.to_string())

@@ -1,7 +1,5 @@
 //! Renders and workers as the pages are told of them.
 
-use std::collections::BTreeMap;
-
 use gigasmith_proto::domain::{RenderStatus, WorkerStatus};
 use serde_json::{Value, json};
 
@@ -15,21 +13,25 @@ use crate::spec::RenderSpec;
 /// Characters of a prompt in the list; [`settings`] has all of it.
 const PROMPT: usize = 500;
 
-/// Everything, as JSON.
+/// Renders that have ended and are shown, the newest.
+const ENDED: usize = 100;
+
+/// What is under way and what has ended lately, as JSON.
 pub(super) async fn state(jobs: &Jobs, farm: &Farm) -> Value {
-    let (statuses, beside) = (jobs.statuses().await, jobs.beside());
-    let renders: Vec<Value> = statuses.iter().map(|status| render(status, &beside)).collect();
+    let mut statuses = jobs.unfinished().await;
+    let ended = jobs.ended(None, ENDED).await;
+    statuses.extend(ended.map(|(ended, _)| ended).unwrap_or_default());
+    let renders: Vec<Value> = statuses.iter().map(|status| render(status, jobs.beside(&status.id))).collect();
     let workers: Vec<Value> = farm.workers().await.iter().map(worker).collect();
-    json!({ "renders": renders, "workers": workers, "version": version() })
+    json!({ "renders": renders, "ended": jobs.count_ended(), "workers": workers, "version": version() })
 }
 
 /// A render. Ages are rounded, so that a render at rest stays the same.
-pub(super) fn render(status: &RenderStatus, beside: &BTreeMap<String, Beside>) -> Value {
+pub(super) fn render(status: &RenderStatus, beside: Beside) -> Value {
     let mut value = serde_json::to_value(status).expect("a status is plain data");
     if let Some((cut, _)) = status.prompt.char_indices().nth(PROMPT) {
         value["prompt"] = json!(format!("{}…", &status.prompt[..cut]));
     }
-    let beside = beside.get(&status.id).copied().unwrap_or_default();
     value["patches_all"] = json!(beside.patches_all);
     value["store_away"] = json!(beside.store_away);
     if beside.store_away {

@@ -69,7 +69,7 @@ fn listed(folder: &Path, id: &str) -> serde_json::Value {
 /// Waits until a listing shows what is wanted.
 fn until(folder: &Path, id: &str, wanted: impl Fn(&serde_json::Value) -> bool) {
     let started = Instant::now();
-    while !folder.join(format!("gigasmith-store/renders/{id}/render.json")).exists()
+    while !folder.join(format!("gigasmith-renders/renders/{id}/render.json")).exists()
         || !wanted(&listed(folder, id))
     {
         assert!(started.elapsed() < process::PATIENCE, "it never comes");
@@ -97,7 +97,7 @@ fn a_render_that_is_killed_at_any_instant_gives_the_same_bytes() {
             let begin = [&["render", "--name", &id][..], &settings(plan, SLOW), &kept(&[])].concat();
             let resume = [&["resume", &id, "--model", SLOW][..], &kept(&[])].concat();
             loop {
-                let known = folder.join(format!("gigasmith-store/renders/{id}/spec.json")).exists();
+                let known = folder.join(format!("gigasmith-renders/renders/{id}/spec.json")).exists();
                 // `render` goes on as well as `resume` does.
                 let args = if known && draws.below(2) == 0 { &resume } else { &begin };
                 let mut child = spawn(folder, args);
@@ -168,7 +168,7 @@ fn what_was_begun_without_its_settings_is_held_to_what_was_asked() {
     child.signal("INT");
     assert_eq!(child.end(), Some(130));
     // As a crash between the two would leave it.
-    std::fs::remove_file(folder.join("gigasmith-store/renders/x/spec.json")).unwrap();
+    std::fs::remove_file(folder.join("gigasmith-renders/renders/x/spec.json")).unwrap();
     let other =
         [&["render", "--name", "x", "--seed", "3"][..], &settings("balanced", SLOW), &kept(&[])].concat();
     assert!(said(folder, &other, 2).contains("seed is 3, was 0"));
@@ -214,7 +214,7 @@ fn what_does_not_fit_is_refused_and_what_is_damaged_is_named() {
     assert!(words.contains("numeric class"), "{words}");
     assert!(said(folder, &["render", "--name", "../x", "-p", "a"], 2).contains("no name for a render"));
     // A torn manifest and a blob that is gone: both are named.
-    let store = folder.join("gigasmith-store/renders/x");
+    let store = folder.join("gigasmith-renders/renders/x");
     let mut manifests: Vec<_> =
         store.join("checkpoints").read_dir().unwrap().map(|f| f.unwrap().path()).collect();
     manifests.sort();
@@ -231,7 +231,7 @@ fn what_does_not_fit_is_refused_and_what_is_damaged_is_named() {
     // Removing.
     assert!(said(folder, &["renders", "rm", "x", "y"], 4).contains("`y`"));
     assert!(store.exists(), "nothing was removed");
-    assert!(said(folder, &["renders", "--store", "gigasmith-store", "rm", "x"], 0).contains("removed x"));
+    assert!(said(folder, &["renders", "--store", "gigasmith-renders", "rm", "x"], 0).contains("removed x"));
     assert!(!store.exists());
     // What a removal that broke off would leave must not be taken for a new render's.
     std::fs::create_dir_all(&store).unwrap();

@@ -179,9 +179,27 @@ impl Faulty {
     }
 
     async fn names(&self, folder: &str, prefix: &Path) -> Vec<Path> {
-        let listed: Vec<ObjectMeta> =
-            self.inner.list(Some(&prefix.clone().join(folder))).try_collect().await.unwrap();
+        let listed: Vec<ObjectMeta> = self
+            .inner
+            .list(Some(&folder.split('/').fold(prefix.clone(), |path, part| path.join(part))))
+            .try_collect()
+            .await
+            .unwrap();
         listed.into_iter().map(|o| o.location).collect()
+    }
+
+    /// Whether some state of a render says that it is done. `folder`: the render's, as its parts.
+    async fn is_done(&self, folder: &[String]) -> bool {
+        let (id, above) = folder.split_last().expect("a render has a folder");
+        let root = Path::from(above[..above.len() - 1].join("/"));
+        for path in self.names(&format!("states/{id}"), &root).await {
+            let bytes = self.inner.get(&path).await.unwrap().bytes().await.unwrap();
+            let state: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            if state["state"] == "done" {
+                return true;
+            }
+        }
+        false
     }
 
     /// Every manifest that counts must find all its blobs. Those that an outdated coordinator writes after
@@ -190,6 +208,10 @@ impl Faulty {
         let parts: Vec<String> = changed.parts().map(|p| p.as_ref().to_owned()).collect();
         let Some(at) = parts.iter().position(|p| p == "checkpoints" || p == "blobs") else { return };
         let folder = Path::from(parts[..at].join("/"));
+        if self.is_done(&parts[..at]).await {
+            // Nobody goes on from its checkpoints, and they are being removed.
+            return;
+        }
         let mut manifests: Vec<(ManifestName, Manifest)> = Vec::new();
         let epochs = self.names("epochs", &folder).await.len() as u64;
         for path in self.names("checkpoints", &folder).await {

@@ -1,14 +1,16 @@
-//! Renders with checkpoints, as a coordinator does them, on any store.
+//! Renders with checkpoints, living the life that a coordinator lives for them, on any store.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use gigasmith_coordinator::farm::Lane;
-use gigasmith_coordinator::render::{Course, Progress, RenderError, Rendered, render_from};
+use gigasmith_coordinator::farm::{Lane, TaskError};
+use gigasmith_coordinator::lifecycle::{Ended, Failed, Host, Left, Lifecycle};
+use gigasmith_coordinator::output::Format;
+use gigasmith_coordinator::render::{Progress, RenderError, Rendered};
 use gigasmith_coordinator::request::{RenderRequest, RequestInputs};
 use gigasmith_coordinator::spec::{RenderSpec, StagePlans};
 use gigasmith_coordinator::store::{
-    Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Owner, RenderStore, StoreError, Tally,
+    Claim, Closed, KeepOptions, NewRender, Outputs, Owner, RenderStore, StoreError, Stored, Tallied, Tally,
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,8 @@ pub(crate) async fn add(store: &RenderStore, id: &str, order: u64) -> Result<(),
 /// How an attempt ended.
 pub(crate) enum Attempt {
     Done(Box<Rendered>, Claim),
+    /// Another had done it.
+    Already,
     /// Told to stop; how its last checkpoint went.
     Stopped(Closed),
     /// The store failed before it began.
@@ -39,6 +43,7 @@ impl std::fmt::Debug for Attempt {
         match self {
             // Not its pixels.
             Self::Done(_, claim) => write!(f, "done in epoch {}", claim.epoch),
+            Self::Already => write!(f, "done before"),
             Self::Stopped(closed) => write!(f, "stopped: {closed:?}"),
             Self::Store(error) => write!(f, "{error}"),
             Self::Render(error) => write!(f, "{error}"),
@@ -47,36 +52,76 @@ impl std::fmt::Debug for Attempt {
 }
 
 /// Stops a render after so many patches, or patches and tiles, and tells when it has done some.
-struct Watch {
+struct Watch<'a> {
+    given: &'a Given,
     stop: CancellationToken,
     left: usize,
-    counts_tiles: bool,
-    some: Arc<Notify>,
     seen: usize,
+    failures: usize,
+    claim: Option<Claim>,
+    tallied: Option<Tallied>,
+    rendered: Option<Box<Rendered>>,
 }
 
-impl Progress for Watch {
+impl Progress for Watch<'_> {
     fn patches(&mut self, _: usize) {
         self.seen += 1;
         if self.seen == SOME {
-            self.some.notify_one();
+            self.given.some.notify_one();
         }
         self.count();
     }
 
     fn tiles(&mut self, _: usize, _: usize) {
-        if self.counts_tiles {
+        if self.given.counts_tiles {
             self.count();
         }
     }
 }
 
-impl Watch {
+impl Watch<'_> {
     fn count(&mut self) {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 {
             self.stop.cancel();
         }
+    }
+}
+
+impl Host for Watch<'_> {
+    type Failure = String;
+
+    fn claimed(&mut self, claim: &Claim, _: &Stored) -> Result<(), String> {
+        self.claim = Some(claim.clone());
+        Ok(())
+    }
+
+    async fn lane(&mut self, _: &RenderSpec) -> Result<Arc<Lane>, TaskError> {
+        Ok(self.given.lane.clone())
+    }
+
+    fn begun(&mut self, tallied: Tallied, _: &StagePlans) {
+        self.tallied = Some(tallied);
+    }
+
+    /// As a coordinator tries, with shorter pauses.
+    fn retry(&mut self, _: &StoreError) -> Option<Duration> {
+        self.failures += 1;
+        (self.failures < 200).then_some(Duration::from_millis(5))
+    }
+
+    fn recovered(&mut self) {
+        self.failures = 0;
+    }
+
+    fn made(&mut self, rendered: &Rendered) {
+        let Rendered { picture, latent, plans } = rendered;
+        let (picture, latent, plans) = (picture.clone(), latent.clone(), plans.clone());
+        self.rendered = Some(Box::new(Rendered { picture, latent, plans }));
+    }
+
+    fn outputs(&self, rendered: &Rendered, _: &Stored) -> Result<Outputs, String> {
+        Outputs::of(rendered, &self.given.spec, (self.given.format, self.given.store.scratch()))
     }
 }
 
@@ -88,6 +133,7 @@ pub(crate) struct Given {
     pub(crate) store: RenderStore,
     pub(crate) lane: Arc<Lane>,
     pub(crate) spec: RenderSpec,
+    pub(crate) format: Format,
     pub(crate) id: String,
     pub(crate) owner: Owner,
     pub(crate) options: KeepOptions,
@@ -103,57 +149,43 @@ pub(crate) struct Given {
 impl Given {
     /// Takes the render up and goes on to its end.
     pub(crate) async fn attempt(&self) -> (Attempt, Tally) {
-        match self.run().await {
-            Ok(done) => done,
-            Err(error) => (Attempt::Store(error), Tally::default()),
-        }
-    }
-
-    async fn run(&self) -> Result<(Attempt, Tally), StoreError> {
-        let Self { store, lane, spec, id, owner, options, stop, stop_after, counts_tiles, some } = self;
-        let claim = patiently(|| store.claim(id, owner)).await?;
-        let restored = patiently(|| store.restore(id, spec, lane.model())).await?;
-        let stop = stop.child_token();
-        let mut keeper = Keeper::start(KeeperStart {
+        let stop = self.stop.child_token();
+        let life = Lifecycle {
+            store: self.store.clone(),
+            id: self.id.clone(),
+            owner: self.owner.clone(),
+            spec: self.spec.clone(),
+            model: self.lane.model().clone(),
+            keep: self.options,
             metrics: Default::default(),
-            store: store.clone(),
-            id: id.clone(),
-            claim: claim.clone(),
-            spec: spec.hash(),
-            found: restored.found,
-            options: *options,
             stop: stop.clone(),
-        });
-        let mut progress = Watch {
-            stop: stop.clone(),
-            left: *stop_after,
-            counts_tiles: *counts_tiles,
-            some: some.clone(),
-            seen: 0,
+            farewell: Duration::from_secs(30),
+            most_starts: None,
         };
-        let mut course = Course::new(&mut progress, &mut keeper, stop);
-        let plans = StagePlans::drawn(spec, lane.model());
-        let rendered = render_from(lane.clone(), (spec, plans), restored.start, &mut course).await;
-        let tally = keeper.tally();
-        Ok(match rendered {
-            Ok(rendered) => (Attempt::Done(Box::new(rendered), claim), tally),
-            Err(RenderError::Stopped) => {
-                (Attempt::Stopped(keeper.close(Duration::from_secs(30)).await), tally)
+        let mut watch = Watch {
+            given: self,
+            stop,
+            left: self.stop_after,
+            seen: 0,
+            failures: 0,
+            claim: None,
+            tallied: None,
+            rendered: None,
+        };
+        let ended = life.live(&mut watch).await;
+        let tally = watch.tallied.map(|t| t.tally()).unwrap_or_default();
+        let attempt = match ended {
+            Ended::Done(_) => {
+                let rendered = watch.rendered.expect("what is done was made");
+                Attempt::Done(rendered, watch.claim.expect("what is done was claimed"))
             }
-            Err(error) => (Attempt::Render(error), tally),
-        })
+            Ended::Already(_) => Attempt::Already,
+            Ended::Stopped(Left { last, .. }) => Attempt::Stopped(last.unwrap_or(Closed::Kept)),
+            Ended::Lost(error) => Attempt::Stopped(Closed::Lost(error)),
+            Ended::Failed(Failed::Store(error), _) => Attempt::Store(error),
+            Ended::Failed(Failed::Render(error), _) => Attempt::Render(error),
+            other => panic!("nothing here asks for {other:?}"),
+        };
+        (attempt, tally)
     }
-}
-
-/// As a coordinator tries, with shorter pauses.
-async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
-    attempt: impl Fn() -> F,
-) -> Result<T, StoreError> {
-    for _ in 0..20 {
-        match attempt().await {
-            Err(StoreError::Store { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
-            other => return other,
-        }
-    }
-    attempt().await
 }

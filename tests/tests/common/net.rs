@@ -57,7 +57,7 @@ impl Coordinator {
         let store = store::open("memory:///").expect("memory is there");
         let owner = Owner { incarnation: "a test".into(), name: "a test".into() };
         let options = JobsOptions { active: 2, keep: KeepOptions::default(), owner, claim: None };
-        let jobs = Jobs::open(farm.clone(), store, options).await.expect("an empty store opens");
+        let jobs = Jobs::new(farm.clone(), store, options);
         let routes = control::routes(farm.clone(), jobs.clone(), Gate::new(None)).await;
         let incoming = doorman::incoming(listener, places);
         let server = tokio::spawn(net::serve(net::server(None).expect("no certificate"), routes, incoming));
