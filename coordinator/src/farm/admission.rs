@@ -98,7 +98,8 @@ struct Candidate {
     tries: u32,
     /// Whether it is connected and wanted.
     able: bool,
-    /// Whether its answers may take the place of its class's: a person wants it, and no render does not.
+    /// Whether its answers may take the place of its class's: a person wants it examined, and no render under way
+    /// needs the present ones.
     may_replace: bool,
     /// The lowest is examined first.
     turn: u64,

@@ -183,19 +183,20 @@ impl TaskTable {
 
     /// Gives a job another priority.
     pub fn prioritise(&mut self, id: JobId, priority: i32) {
-        if let Some(job) = self.jobs.get_mut(&id) {
-            if std::mem::replace(&mut job.options.priority, priority) != priority {
-                self.begin_anew(id);
-            }
+        if let Some(job) = self.jobs.get_mut(&id)
+            && std::mem::replace(&mut job.options.priority, priority) != priority
+        {
+            self.begin_anew(id);
         }
     }
 
     /// Holds a job's tasks back, or hands them out again. What is leased goes on.
     pub fn pause(&mut self, id: JobId, paused: bool) {
-        if let Some(job) = self.jobs.get_mut(&id) {
-            if std::mem::replace(&mut job.paused, paused) && !paused {
-                self.catch_up(id);
-            }
+        if let Some(job) = self.jobs.get_mut(&id)
+            && std::mem::replace(&mut job.paused, paused)
+            && !paused
+        {
+            self.catch_up(id);
         }
     }
 

@@ -14,8 +14,8 @@ impl TaskTable {
     }
 
     /// A lease that waits in a worker's queue behind the call under way, and an idle worker that would be done
-    /// with it clearly sooner. In the second half of that call the next one may have begun already, unseen from
-    /// here: how long a call takes is only estimated.
+    /// with it clearly sooner. Near the end of that call the next one may have begun already, unseen from here: how
+    /// long a call takes is only estimated, and of several tasks, whose number varies, not well.
     pub(super) fn queued_elsewhere(&self, now: Millis, idle: &[WorkerId]) -> Option<(WorkerId, LeaseId)> {
         let holders = self.workers.values().filter(|w| w.connected && !w.calls.is_coming_in(now));
         let queued = holders.flat_map(|holder| {
@@ -32,7 +32,8 @@ impl TaskTable {
             let there = pace(holder);
             let (under_way, left) = self.call_under_way(now, holder, there);
             let (size, length) = (holder.calls.size(), under_way as u64 * there);
-            if place < 2 * size && 2 * left < length {
+            let sure = if size == 1 { 4 } else { 2 };
+            if place < 2 * size && sure * left < length {
                 return None;
             }
             // Its own call ends when all of it are done.
