@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout)]
 
 mod common;
+#[path = "checkpoints/late.rs"]
+mod late;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
