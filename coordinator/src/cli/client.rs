@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use super::download::Download;
 use super::failure::Failure;
 use super::tell;
+use crate::control::version::Stated;
 use crate::sampler::resize::Picture;
 
 /// Bytes of an answer: the list of many thousand renders.
@@ -24,7 +25,7 @@ const PIECE: usize = 1 << 20;
 /// The coordinator, as people see it.
 #[derive(Debug)]
 pub(super) struct Client {
-    control: ControlClient<InterceptedService<Channel, Token>>,
+    control: ControlClient<InterceptedService<Channel, Stated<Token>>>,
     args: ConnectArgs,
 }
 
@@ -55,7 +56,8 @@ impl Client {
             tell("warning: the connection is not encrypted: the token can be read on the way; use https://");
         }
         let channel = args.connect().await?;
-        let control = ControlClient::with_interceptor(channel, token).max_decoding_message_size(ANSWER);
+        let control =
+            ControlClient::with_interceptor(channel, Stated(token)).max_decoding_message_size(ANSWER);
         Ok(Self { control, args: args.clone() })
     }
 

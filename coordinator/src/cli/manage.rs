@@ -342,7 +342,7 @@ fn table(renders: &[RenderStatus]) -> String {
 
 fn worker_table(workers: &[WorkerStatus]) -> String {
     let mut rows = vec![
-        ["NAME", "STATE", "MODEL", "CLASS", "BUSY", "DONE", "FAILED", "S/TASK", "WHY"]
+        ["NAME", "STATE", "MODEL", "CLASS", "BUSY", "DONE", "FAILED", "S/TASK", "VERSION", "WHY"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -364,6 +364,7 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
             w.done.to_string(),
             w.failed.to_string(),
             pace,
+            w.version.clone(),
             w.reason.clone(),
         ]
     }));

@@ -3,6 +3,7 @@
 
 mod scaler;
 mod service;
+pub mod version;
 
 pub use scaler::server as scaler;
 pub use service::server;
@@ -43,11 +44,15 @@ pub async fn routes(farm: Farm, jobs: Jobs, gate: Gate) -> Routes {
         .expect("our own descriptors are well formed");
     let pages = web::farm_routes(FarmPages::new(farm.clone(), jobs.clone()), gate.clone());
     let mut routes = Routes::new(InterceptedService::new(farm_service::server(farm), gate.clone()))
-        .add_service(InterceptedService::new(server(jobs.clone()), gate))
+        .add_service(InterceptedService::new(
+            InterceptedService::new(server(jobs.clone()), version::Taken),
+            gate,
+        ))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(scaler(jobs));
-    let calls = std::mem::take(routes.axum_router_mut()).layer(from_fn(only_grpc));
+    let calls = std::mem::take(routes.axum_router_mut());
+    let calls = calls.layer(from_fn(version::tell)).layer(from_fn(only_grpc));
     *routes.axum_router_mut() = calls.merge(pages).fallback(web::fallback);
     routes
 }
