@@ -1,12 +1,15 @@
 //! A person's connection to a coordinator.
 
+use std::time::Duration;
+
 use gigasmith_proto::convert::{render_status_from_wire, worker_status_from_wire};
 use gigasmith_proto::domain::{RenderStatus, WorkerStatus};
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_proto::v1::control_client::ControlClient;
+use gigasmith_proto::v1::submit_request::Part;
 use gigasmith_worker::connect::{ConnectArgs, Token, describe};
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -21,6 +24,9 @@ use crate::sampler::resize::Picture;
 const ANSWER: usize = 256 << 20;
 /// Bytes of pixels in one message.
 const PIECE: usize = 1 << 20;
+/// How often a render is submitted whose answer is lost, and the pause before the next time.
+const SUBMISSIONS: u32 = 5;
+const RESUBMIT: Duration = Duration::from_secs(1);
 
 /// The coordinator, as people see it.
 #[derive(Debug)]
@@ -29,12 +35,31 @@ pub(super) struct Client {
     args: ConnectArgs,
 }
 
+/// A submission in pieces; they share the picture's pixels.
+fn parts(
+    submission: v1::Submission,
+    picture: Option<&Picture>,
+) -> impl Stream<Item = v1::SubmitRequest> + Send + 'static {
+    let first = v1::SubmitRequest { part: Some(Part::Submission(submission)) };
+    let pixels = picture.map(Picture::bytes).unwrap_or_default();
+    let pieces = (0..pixels.len()).step_by(PIECE).map(move |at| {
+        let end = (at + PIECE).min(pixels.len());
+        v1::SubmitRequest { part: Some(Part::Pixels(pixels.slice(at..end))) }
+    });
+    tokio_stream::iter(std::iter::once(first).chain(pieces))
+}
+
+/// Whether it is the connection that failed, and nobody has answered.
+fn is_broken(status: &tonic::Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
 /// How the coordinator says no, or how the connection to it broke.
 fn refused(args: &ConnectArgs) -> impl Fn(tonic::Status) -> Failure {
     move |status| {
         let message = status.message().to_owned();
         match status.code() {
-            _ if std::error::Error::source(&status).is_some() => args.unreachable(&describe(&status)).into(),
+            _ if is_broken(&status) => args.unreachable(&describe(&status)).into(),
             tonic::Code::InvalidArgument => Failure::Usage(message),
             tonic::Code::Unimplemented => Failure::Farm(format!(
                 "the coordinator does not know this call ({message}): use the same release of gigasmith on both \
@@ -61,21 +86,24 @@ impl Client {
         Ok(Self { control, args: args.clone() })
     }
 
-    /// Submits a render; returns it and what the user should know.
+    /// Submits a render; returns it and what the user should know. When the connection breaks before the answer is
+    /// there it is submitted again, under the same key: it is accepted once.
     pub(super) async fn submit(
         &mut self,
         submission: v1::Submission,
-        picture: Option<Picture>,
+        picture: Option<&Picture>,
     ) -> Result<(RenderStatus, Vec<String>), Failure> {
-        use v1::submit_request::Part;
-        let first = v1::SubmitRequest { part: Some(Part::Submission(submission)) };
-        let pixels = picture.map(|p| bytes::Bytes::from(p.rgb().to_vec())).unwrap_or_default();
-        let pieces = (0..pixels.len()).step_by(PIECE).map(move |at| {
-            let end = (at + PIECE).min(pixels.len());
-            v1::SubmitRequest { part: Some(Part::Pixels(pixels.slice(at..end))) }
-        });
-        let parts = tokio_stream::iter(std::iter::once(first).chain(pieces));
-        let answer = self.control.submit(parts).await.map_err(refused(&self.args))?.into_inner();
+        let mut attempts = 1..SUBMISSIONS;
+        let answer = loop {
+            let answered = self.control.submit(parts(submission.clone(), picture)).await;
+            match answered {
+                Err(status) if is_broken(&status) && attempts.next().is_some() => {
+                    tell("the connection broke before the answer came: submitting again, as the same render");
+                    tokio::time::sleep(RESUBMIT).await;
+                }
+                answered => break answered.map_err(refused(&self.args))?.into_inner(),
+            }
+        };
         let accepted = answer.render.ok_or_else(|| Failure::farm("the coordinator's answer is empty"))?;
         Ok((render(accepted)?, answer.warnings))
     }
@@ -86,13 +114,13 @@ impl Client {
         answer.renders.into_iter().map(render).collect()
     }
 
-    /// The next status of a render that is followed; `None` when it has ended.
     /// One render.
     pub(super) async fn render(&mut self, id: &str) -> Result<RenderStatus, Failure> {
         let found = self.renders(Some(id)).await?.into_iter().next();
         found.ok_or_else(|| Failure::farm(format!("the coordinator says nothing of render `{id}`")))
     }
 
+    /// The next status of a render that is followed; `None` when it has ended.
     pub(super) async fn next(
         &self,
         stream: &mut Streaming<v1::Render>,

@@ -230,7 +230,8 @@ impl Keeping {
             Some(stored) => stored,
             None => {
                 let order = self.store.list().await.map_err(fail)?.iter().map(|s| s.record.order).max();
-                let new = NewRender { id: name, order: order.unwrap_or(0) + 1, request, priority: 0 };
+                let order = order.unwrap_or(0) + 1;
+                let new = NewRender { id: name, order, request, priority: 0, key: Identifier::random() };
                 let record = self.store.add(new, inputs).await.map_err(fail)?;
                 Stored { record, spec: None, state: StateRecord::queued(0) }
             }

@@ -9,6 +9,7 @@
 //! before they are told so, and if it cannot be, goes on being tried.
 
 mod entry;
+mod keys;
 mod look;
 mod queue;
 mod reason;
@@ -18,7 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use gigasmith_proto::domain::{ModelDescription, RenderState, RenderStatus};
+use gigasmith_proto::domain::{Identifier, ModelDescription, RenderState, RenderStatus};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,7 @@ use crate::store::{
 };
 use crate::view::StoredPicture;
 use entry::Entry;
+use keys::Keys;
 pub use look::Beside;
 
 /// How often the queue is looked at even if nothing is heard.
@@ -82,6 +84,8 @@ pub struct JobSubmission {
     pub request: RenderRequest,
     /// What comes along.
     pub inputs: RequestInputs,
+    /// The client's key: a submission that is repeated with it is the same render.
+    pub key: Option<Identifier>,
 }
 
 /// A change to a render.
@@ -118,6 +122,8 @@ struct Shared {
     /// Ends all runners, each after a last checkpoint.
     stopping: CancellationToken,
     entries: Mutex<BTreeMap<String, Entry>>,
+    /// Keys of submissions under way.
+    keys: Keys,
     /// Something changed that may let a render start.
     changed: Notify,
 }
@@ -141,6 +147,7 @@ impl Jobs {
             options: JobsOptions { active: options.active.max(1), ..options },
             stopping: CancellationToken::new(),
             entries: Mutex::new(entries),
+            keys: Keys::default(),
             changed: Notify::new(),
         })))
     }
@@ -212,8 +219,20 @@ impl Jobs {
         accepted.unwrap_or_else(|e| Err(JobError::Bug(e.to_string())))
     }
 
+    /// Accepts a submission once: with a key that was seen, the render that was accepted is the answer.
     async fn accept(&self, submission: JobSubmission) -> Result<RenderStatus, JobError> {
-        let JobSubmission { id, priority, request, inputs } = submission;
+        let key = submission.key.unwrap_or_else(Identifier::random);
+        let _alone = self.0.keys.alone(key).await;
+        let nonce = crate::store::nonce(key);
+        let accepted = self.entries().values().find(|e| e.record.nonce == nonce).map(|e| e.record.id.clone());
+        match accepted {
+            Some(id) => self.status(&id).await.ok_or(JobError::Unknown(id)),
+            None => self.accept_new(submission, key).await,
+        }
+    }
+
+    async fn accept_new(&self, submission: JobSubmission, key: Identifier) -> Result<RenderStatus, JobError> {
+        let JobSubmission { id, priority, request, inputs, key: _ } = submission;
         if let Some(id) = &id
             && !is_name(id)
         {
@@ -228,7 +247,8 @@ impl Jobs {
             Some(model) => Some(resolve(&request, &inputs, &model)?),
             None => None,
         };
-        let record = self.create(id, request, priority, &inputs).await?;
+        let order = self.entries().values().map(|e| e.record.order).max().unwrap_or(0) + 1;
+        let record = self.0.store.add(NewRender { id, order, request, priority, key }, &inputs).await?;
         // From here on it exists: whatever fails is tried again.
         let id = record.id.clone();
         let state = StateRecord::queued(priority);
@@ -248,17 +268,6 @@ impl Jobs {
         self.0.changed.notify_one();
         tracing::info!(id, "a render was submitted");
         self.status(&id).await.ok_or(JobError::Unknown(id))
-    }
-
-    async fn create(
-        &self,
-        id: Option<String>,
-        request: RenderRequest,
-        priority: i32,
-        inputs: &RequestInputs,
-    ) -> Result<RenderRecord, JobError> {
-        let order = self.entries().values().map(|e| e.record.order).max().unwrap_or(0) + 1;
-        Ok(self.0.store.add(NewRender { id, order, request, priority }, inputs).await?)
     }
 
     /// Writes a render's state to the store. One writer at a time, so that the last state written is the

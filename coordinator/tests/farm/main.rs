@@ -5,6 +5,8 @@
 #[allow(dead_code)]
 mod process;
 
+mod answers;
+
 use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};
 

@@ -10,6 +10,7 @@ use gigasmith_coordinator::spec::RenderSpec;
 use gigasmith_coordinator::store::{
     Claim, Closed, KeepOptions, Keeper, KeeperStart, NewRender, Owner, RenderStore, StoreError, Tally,
 };
+use gigasmith_proto::domain::Identifier;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,7 @@ pub(crate) fn owner(name: &str) -> Owner {
 /// Stores a render under an id.
 pub(crate) async fn add(store: &RenderStore, id: &str, order: u64) -> Result<(), StoreError> {
     let request = RenderRequest { prompt: "a fox".into(), model: "fake".into(), ..RenderRequest::default() };
-    let new = NewRender { id: Some(id.into()), order, request, priority: 0 };
+    let new = NewRender { id: Some(id.into()), order, request, priority: 0, key: Identifier::random() };
     store.add(new, &RequestInputs::default()).await.map(drop)
 }
 
