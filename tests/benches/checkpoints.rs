@@ -183,8 +183,13 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let coordinator = format!("http://{}", listener.local_addr()?);
         let farm = Farm::start(FarmOptions::default());
-        let routes = Routes::new(service::server(farm.clone()));
-        tokio::spawn(net::serve(net::server(None)?, routes, doorman::incoming(listener, 64)));
+        let routes = Routes::new(service::server(farm.clone(), net::Tasks::default()));
+        tokio::spawn(net::serve(
+            net::server(None)?,
+            routes,
+            doorman::incoming(listener, 64),
+            CancellationToken::new(),
+        ));
         let workers = Command::new(std::env::current_exe()?)
             .args(["workers", &coordinator, &latency.to_string(), &count.to_string()])
             .spawn()?;

@@ -35,6 +35,16 @@ pub(super) struct Client {
     args: ConnectArgs,
 }
 
+/// A page of a farm's renders.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) renders: Vec<RenderStatus>,
+    /// The token of the next page; empty where there is none.
+    pub(super) next: String,
+    /// How many renders have ended, in all.
+    pub(super) ended: u64,
+}
+
 /// A submission in pieces; they share the picture's pixels.
 fn parts(
     submission: v1::Submission,
@@ -108,16 +118,27 @@ impl Client {
         Ok((render(accepted)?, answer.warnings))
     }
 
-    pub(super) async fn renders(&mut self, id: Option<&str>) -> Result<Vec<RenderStatus>, Failure> {
-        let request = v1::ListRendersRequest { id: id.unwrap_or_default().to_owned() };
+    /// Unfinished renders and at most so many ended ones; with the token of the page before those that follow.
+    pub(super) async fn renders(&mut self, page_size: u32, token: &str) -> Result<Page, Failure> {
+        let request =
+            v1::ListRendersRequest { page_size, page_token: token.to_owned(), ..Default::default() };
         let answer = self.control.list_renders(request).await.map_err(refused(&self.args))?.into_inner();
-        answer.renders.into_iter().map(render).collect()
+        let v1::ListRendersResponse { renders, next_page_token: next, ended } = answer;
+        Ok(Page { renders: renders.into_iter().map(render).collect::<Result<_, _>>()?, next, ended })
     }
 
     /// One render.
     pub(super) async fn render(&mut self, id: &str) -> Result<RenderStatus, Failure> {
-        let found = self.renders(Some(id)).await?.into_iter().next();
-        found.ok_or_else(|| Failure::farm(format!("the coordinator says nothing of render `{id}`")))
+        let request = v1::ListRendersRequest { id: id.to_owned(), ..Default::default() };
+        let answer = self.control.list_renders(request).await.map_err(refused(&self.args))?.into_inner();
+        let found = answer.renders.into_iter().next();
+        render(found.ok_or_else(|| Failure::farm(format!("the coordinator says nothing of render `{id}`")))?)
+    }
+
+    /// Removes an ended render.
+    pub(super) async fn remove(&mut self, id: &str) -> Result<(), Failure> {
+        let request = v1::RemoveRenderRequest { id: id.to_owned() };
+        self.control.remove_render(request).await.map(drop).map_err(refused(&self.args))
     }
 
     /// The next status of a render that is followed; `None` when it has ended.

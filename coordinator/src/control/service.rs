@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::farm::{Farm, WorkerError};
 use crate::jobs::{JobChange, JobError, JobSubmission, Jobs};
+use crate::net::Tasks;
 use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::resize::Picture;
@@ -31,14 +32,15 @@ const MAX_MESSAGE: usize = 64 << 20;
 const WATCH: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 
 /// The service that people speak to.
-pub fn server(jobs: Jobs) -> ControlServer<impl Control> {
-    ControlServer::new(Service { farm: jobs.farm().clone(), jobs, pictures: Semaphore::new(PICTURES) })
+pub fn server(jobs: Jobs, tasks: Tasks) -> ControlServer<impl Control> {
+    ControlServer::new(Service { farm: jobs.farm().clone(), jobs, tasks, pictures: Semaphore::new(PICTURES) })
         .max_decoding_message_size(MAX_MESSAGE)
 }
 
 struct Service {
     jobs: Jobs,
     farm: Farm,
+    tasks: Tasks,
     /// Pictures taken in at a time: each is held in memory until it is stored.
     pictures: Semaphore,
 }
@@ -177,14 +179,42 @@ impl Control for Service {
         &self,
         request: Request<v1::ListRendersRequest>,
     ) -> Result<Response<v1::ListRendersResponse>, Status> {
-        let id = request.into_inner().id;
-        let all = self.jobs.statuses().await.into_iter();
-        let renders: Vec<_> =
-            all.filter(|s| id.is_empty() || s.id == id).map(render_status_to_wire).collect();
-        if renders.is_empty() && !id.is_empty() {
-            return Err(status(JobError::Unknown(id)));
+        let request = request.into_inner();
+        let shown = request.filter();
+        let v1::ListRendersRequest { id, page_size, page_token, .. } = request;
+        if !id.is_empty() {
+            let found = self.jobs.status(&id).await.ok_or_else(|| status(JobError::Unknown(id)))?;
+            let renders = vec![render_status_to_wire(found)];
+            return Ok(Response::new(v1::ListRendersResponse { renders, ..Default::default() }));
         }
-        Ok(Response::new(v1::ListRendersResponse { renders }))
+        let mut found = match (shown, page_token.is_empty()) {
+            // They are few, and come with the first page.
+            (v1::RenderFilter::Unspecified | v1::RenderFilter::Unfinished, true) => {
+                self.jobs.unfinished().await
+            }
+            _ => Vec::new(),
+        };
+        let mut next = None;
+        if shown != v1::RenderFilter::Unfinished {
+            let limit = if page_size == 0 { usize::MAX } else { page_size as usize };
+            let page =
+                self.jobs.ended(Some(page_token).filter(|t| !t.is_empty()), limit).await.map_err(status)?;
+            found.extend(page.0);
+            next = page.1;
+        }
+        Ok(Response::new(v1::ListRendersResponse {
+            renders: found.into_iter().map(render_status_to_wire).collect(),
+            next_page_token: next.unwrap_or_default(),
+            ended: self.jobs.ended_count() as u64,
+        }))
+    }
+
+    async fn remove_render(
+        &self,
+        request: Request<v1::RemoveRenderRequest>,
+    ) -> Result<Response<v1::RemoveRenderResponse>, Status> {
+        self.jobs.remove(&request.into_inner().id).await.map_err(status)?;
+        Ok(Response::new(v1::RemoveRenderResponse {}))
     }
 
     async fn watch_render(
@@ -195,7 +225,7 @@ impl Control for Service {
         let mut changed = self.jobs.watch(&id).ok_or_else(|| status(JobError::Unknown(id.clone())))?;
         let (sender, receiver) = mpsc::channel(4);
         let jobs = self.jobs.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn_until_stop(async move {
             let mut last = None;
             // It ends with the render, or when nobody listens any more.
             while let Some(now) = jobs.status(&id).await {
@@ -246,7 +276,7 @@ impl Control for Service {
         };
         let Fetched { total, mut pieces, .. } = self.jobs.fetch(&request.id, part).await.map_err(status)?;
         let (sender, receiver) = mpsc::channel(2);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             while let Some(piece) = pieces.next().await {
                 let piece = piece.map_err(|e| Status::unavailable(format!("the store failed: {e}")));
                 let Piece { file, bytes } = match piece {

@@ -11,6 +11,7 @@
 mod entry;
 mod keys;
 mod look;
+mod pages;
 mod queue;
 mod reason;
 mod run;
@@ -36,6 +37,7 @@ use crate::view::StoredPicture;
 use entry::Entry;
 use keys::Keys;
 pub use look::Beside;
+pub use pages::Changes;
 
 /// How often the queue is looked at even if nothing is heard.
 const TICK: Duration = Duration::from_secs(1);
@@ -124,6 +126,8 @@ struct Shared {
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Keys of submissions under way.
     keys: Keys,
+    /// What changed lately.
+    log: pages::Log,
     /// Something changed that may let a render start.
     changed: Notify,
 }
@@ -148,6 +152,7 @@ impl Jobs {
             stopping: CancellationToken::new(),
             entries: Mutex::new(entries),
             keys: Keys::default(),
+            log: pages::Log::default(),
             changed: Notify::new(),
         })))
     }
@@ -208,6 +213,7 @@ impl Jobs {
         let entry = entries.get_mut(id)?;
         let done = change(entry);
         entry.touch();
+        self.0.log.note(id);
         Some(done)
     }
 
@@ -260,6 +266,7 @@ impl Jobs {
             }
         }
         let removed = self.entries().insert(id.clone(), entry);
+        self.0.log.note(&id);
         if let Some(runner) = removed.and_then(|mut entry| entry.runner.take()) {
             // It works on a render of that name that was removed from the store.
             runner.abort();

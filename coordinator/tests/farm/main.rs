@@ -6,6 +6,7 @@
 mod process;
 
 mod answers;
+mod endings;
 
 use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};
