@@ -87,7 +87,7 @@ fn ended_renders_are_listed_by_pages_and_removed() {
         listed.as_array().unwrap().iter().map(|r| r["id"].as_str().unwrap().to_owned()).collect()
     };
     let shown = ids(&["status"]);
-    assert_eq!((shown.len(), &shown[..3]), (21, &[waits.clone(), "p22".into(), "p21".into()][..]));
+    assert_eq!((shown.len(), &shown[..3]), (21, &[waits, "p22".into(), "p21".into()][..]));
     assert!(coordinator.told(&["status"]).ends_with("and 2 more that have ended: --all shows them"));
     let all = ids(&["status", "--all"]);
     assert_eq!((all.len(), all.last().unwrap().as_str()), (23, "p1"));
