@@ -16,6 +16,7 @@ use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::farm::{Farm, FarmOptions, Lane, LaneOptions, TaskError, service};
+use crate::net::Tasks;
 
 /// Bytes in flight between the two ends: several patches.
 const PIPE_BYTES: usize = 4 << 20;
@@ -50,7 +51,7 @@ impl EmbeddedFarm {
         let farm = Farm::start(FarmOptions::default());
         // One connection, and no second one: the server must not take the end of the list for its own end.
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(near)).chain(tokio_stream::pending());
-        let service = service::server(farm.clone());
+        let service = service::server(farm.clone(), Tasks::default());
         let server = tokio::spawn(
             tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
         );

@@ -153,6 +153,8 @@ pub struct Present {
     pub workers: Vec<WorkerStatus>,
     /// Every render.
     pub renders: Vec<RenderStatus>,
+    /// How many have ended, by how.
+    pub ended: Vec<(RenderState, usize)>,
 }
 
 impl Metrics {
@@ -244,16 +246,10 @@ impl Present {
         let workers = WorkerState::ALL.iter().map(|(state, name)| ((*name).to_owned(), count(*state)));
         registry.register("workers", "Workers by state", by_state(workers.collect()));
         let count = |state: RenderState| self.renders.iter().filter(|r| r.state == state).count();
-        let states = [
-            RenderState::Queued,
-            RenderState::Running,
-            RenderState::Paused,
-            RenderState::Done,
-            RenderState::Cancelled,
-            RenderState::Failed,
-        ];
-        let renders = states.map(|state| (state.to_string(), count(state)));
-        registry.register("renders", "Renders by state", by_state(renders.to_vec()));
+        let unfinished = [RenderState::Queued, RenderState::Running, RenderState::Paused];
+        let renders = unfinished.into_iter().map(|state| (state, count(state))).chain(self.ended.clone());
+        let renders = renders.map(|(state, count)| (state.to_string(), count)).collect();
+        registry.register("renders", "Renders by state", by_state(renders));
     }
 
     fn register_workers(&self, registry: &mut Registry) {
@@ -318,7 +314,7 @@ mod tests {
         metrics.bytes(Direction::sent, 1024);
         metrics.patches(2);
         metrics.checkpoint(77);
-        let present = Present { depth: (4, 2), workers: Vec::new(), renders: Vec::new() };
+        let present = Present { depth: (4, 2), workers: Vec::new(), renders: Vec::new(), ended: Vec::new() };
         let text = metrics.text(&present);
         for line in [
             r#"gigasmith_tasks_total{kind="patch",outcome="done"} 2"#,

@@ -34,7 +34,7 @@ use gigasmith_coordinator::spec::{Crops, ModelSpec, RenderSpec, Rng, SPEC_VERSIO
 use gigasmith_coordinator::store::{
     self, Claim, Found, KeepOptions, Keeper, KeeperStart, NewRender, Owner, RenderStore, Tally,
 };
-use gigasmith_proto::domain::{ModelDescription, WireDtype};
+use gigasmith_proto::domain::{Identifier, ModelDescription, WireDtype};
 use gigasmith_worker::backend::Backend;
 use gigasmith_worker::connect::{ConnectArgs, Token};
 use gigasmith_worker::device::DeviceThread;
@@ -180,8 +180,13 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let coordinator = format!("http://{}", listener.local_addr()?);
         let farm = Farm::start(FarmOptions::default());
-        let routes = Routes::new(service::server(farm.clone()));
-        tokio::spawn(net::serve(net::server(None)?, routes, doorman::incoming(listener, 64)));
+        let routes = Routes::new(service::server(farm.clone(), net::Tasks::default()));
+        tokio::spawn(net::serve(
+            net::server(None)?,
+            routes,
+            doorman::incoming(listener, 64),
+            CancellationToken::new(),
+        ));
         let workers = Command::new(std::env::current_exe()?)
             .args(["workers", &coordinator, &latency.to_string(), &count.to_string()])
             .spawn()?;
@@ -212,7 +217,13 @@ impl Bench {
 async fn taken_up(folder: &Path, who: &str) -> anyhow::Result<(RenderStore, Claim)> {
     let store = store::open(folder.to_str().expect("a plain path"))?;
     if store.read(ID).await?.is_none() {
-        let new = NewRender { id: Some(ID.into()), order: 1, request: RenderRequest::default(), priority: 0 };
+        let new = NewRender {
+            id: Some(ID.into()),
+            order: 1,
+            request: RenderRequest::default(),
+            priority: 0,
+            key: Identifier::random(),
+        };
         store.add(new, &RequestInputs::default()).await?;
     }
     let claim = store.claim(ID, &Owner { incarnation: who.into(), name: who.into() }).await?;

@@ -37,6 +37,7 @@ use gigasmith_worker::synthetic::{Synthetic, SyntheticOptions};
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 /// Set for the second process: where the coordinator listens.
@@ -200,8 +201,13 @@ async fn stage(cores: usize, all: usize, size: u32, steps: u32) -> anyhow::Resul
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let coordinator = format!("http://{}", listener.local_addr()?);
     let farm = Farm::start(FarmOptions::default());
-    let routes = Routes::new(service::server(farm.clone()));
-    let server = tokio::spawn(net::serve(net::server(None)?, routes, doorman::incoming(listener, 64)));
+    let routes = Routes::new(service::server(farm.clone(), net::Tasks::default()));
+    let server = tokio::spawn(net::serve(
+        net::server(None)?,
+        routes,
+        doorman::incoming(listener, 64),
+        CancellationToken::new(),
+    ));
     let workers = Command::new(std::env::current_exe()?).env(WORKERS_FOR, coordinator).spawn()?;
     let others = if cores < all { cores..all } else { 0..all };
     pin(&workers.id().to_string(), others.clone());

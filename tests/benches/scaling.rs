@@ -36,6 +36,7 @@ use gigasmith_worker::session::{self, SessionOptions};
 use gigasmith_worker::synthetic::{Synthetic, SyntheticOptions};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 const SEED: u64 = 1;
@@ -189,9 +190,9 @@ async fn run(case: &Case) -> anyhow::Result<Duration> {
     let coordinator = format!("http://{}", listener.local_addr()?);
     // Workers are examined elsewhere: here every call counts.
     let farm = Farm::start(FarmOptions::default());
-    let routes = Routes::new(service::server(farm.clone()));
+    let routes = Routes::new(service::server(farm.clone(), net::Tasks::default()));
     let incoming = doorman::incoming(listener, 4096);
-    let server = tokio::spawn(net::serve(net::server(None)?, routes, incoming));
+    let server = tokio::spawn(net::serve(net::server(None)?, routes, incoming, CancellationToken::new()));
     let mut workers = Vec::new();
     for (i, speed) in case.speeds.iter().enumerate() {
         let options = SyntheticOptions { latency: case.latency / *speed, ..SyntheticOptions::default() };

@@ -350,6 +350,7 @@ fn hello(change: impl FnOnce(&mut v1::Hello)) -> v1::Hello {
     let mut hello = hello_to_wire(&Hello {
         name: "by hand".into(),
         device: "test".into(),
+        version: "1.2.3".into(),
         slots: 4,
         model: common::description(),
         instance: Identifier([9; 16]),
@@ -371,7 +372,7 @@ async fn what_makes_no_sense_is_refused_in_words_and_the_farm_goes_on() {
     };
     type Change = fn(&mut v1::Hello);
     let cases: [(Change, &str); 6] = [
-        (|h| h.protocol = 1, "speaks version 2"),
+        (|h| h.protocol = 1, "takes versions 2 and 3"),
         (|h| h.slots = 0, "give 1 to 64"),
         (|h| h.instance = vec![1].into(), "16 bytes"),
         (|h| h.name.clear(), "a name has"),

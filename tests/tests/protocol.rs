@@ -20,6 +20,7 @@ use gigasmith_worker::backend::Backend;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 /// What both sides said from Hello to the end of a drained worker: its examination (a text, a patch, two
 /// tiles), a task of a render, and the goodbye.
@@ -128,6 +129,7 @@ async fn record() {
     let hello = Hello {
         name: "by hand".into(),
         device: "test".into(),
+        version: "1.2.3".into(),
         slots: 1,
         model: common::description(),
         instance: Identifier([9; 16]),
@@ -156,4 +158,65 @@ async fn a_worker_of_the_release_before_works_as_it_did() {
         });
         assert!(now.await.tasks == recorded.tasks, "the coordinator asks less than it did");
     }
+}
+
+/// What the release before said to a worker of this one.
+fn refuse(hello: &v1::Hello) -> Status {
+    let expected = "this coordinator speaks version 2: use the same release of gigasmith on both sides";
+    Status::failed_precondition(format!("`protocol` is {}: {expected}", hello.protocol))
+}
+
+/// A coordinator that takes Hellos of one version only, and closes the stream after it has welcomed one.
+struct Before {
+    heard: mpsc::UnboundedSender<u32>,
+}
+
+#[async_trait::async_trait]
+impl v1::farm_server::Farm for Before {
+    type WorkStream = ReceiverStream<Result<v1::CoordinatorMessage, Status>>;
+
+    async fn work(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::WorkStream>, Status> {
+        let first = request.into_inner().message().await?.unwrap().message;
+        let Some(Said::Hello(hello)) = first else { panic!("Hello comes first: {first:?}") };
+        self.heard.send(hello.protocol).unwrap();
+        if hello.protocol != 2 {
+            return Err(refuse(&hello));
+        }
+        let (sender, stream) = mpsc::channel(1);
+        let welcome = v1::Welcome { name: hello.name, incarnation: vec![1; 16].into(), leases: Vec::new() };
+        let message = Some(Heard::Welcome(welcome));
+        sender.send(Ok(v1::CoordinatorMessage { message })).await.unwrap();
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn get_conditioning(
+        &self,
+        _: Request<v1::GetConditioningRequest>,
+    ) -> Result<Response<v1::Conditioning>, Status> {
+        Err(Status::not_found("none"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_speaks_as_a_coordinator_of_the_release_before_does() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (heard, mut versions) = mpsc::unbounded_channel();
+    let service = v1::farm_server::FarmServer::new(Before { heard });
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    let server =
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    // Only its address differs: the worker is this release's.
+    let coordinator = Coordinator::start().await;
+    let worker = coordinator.worker_by("new", address, Fake::new());
+    let mut said = Vec::new();
+    while said.len() < 3 {
+        said.push(versions.recv().await.unwrap());
+    }
+    assert_eq!(said, [3, 2, 2], "it does not try again what was refused");
+    worker.session.abort();
+    server.abort();
 }

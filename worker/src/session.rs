@@ -14,7 +14,7 @@ use gigasmith_proto::MAX_MESSAGE_BYTES;
 use gigasmith_proto::convert::{
     Outcome, TaskFailure, WireError, assignment_from_wire, hello_to_wire, report_to_wire, welcome_from_wire,
 };
-use gigasmith_proto::domain::{Hello, Identifier, Task, WireDtype};
+use gigasmith_proto::domain::{Hello, Identifier, OLDEST_PROTOCOL, PROTOCOL, Task, WireDtype};
 use gigasmith_proto::text::Shown;
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::coordinator_message::Message;
@@ -107,6 +107,15 @@ impl SessionError {
     }
 }
 
+impl SessionError {
+    /// Whether the coordinator does not understand our version of the conversation. In a `Hello` nothing else is
+    /// called so, in any release.
+    fn is_of_protocol(&self) -> bool {
+        matches!(self, Self::Refused(status)
+            if status.code() == tonic::Code::FailedPrecondition && status.message().starts_with("`protocol` is "))
+    }
+}
+
 /// Where asks to end come from. The session ends when it is drained.
 pub type Asks = mpsc::UnboundedReceiver<Ask>;
 
@@ -159,6 +168,7 @@ pub async fn serve(
         slots: options.slots.max(1),
         options,
         instance: Identifier::random(),
+        protocol: PROTOCOL,
         desk: Desk::default(),
         library: Arc::default(),
         work: JoinSet::new(),
@@ -176,6 +186,11 @@ pub async fn serve(
             return Ok(worker.ended());
         }
         match ended {
+            Err(error) if worker.protocol > OLDEST_PROTOCOL && error.is_of_protocol() => {
+                worker.protocol -= 1;
+                tracing::info!("the coordinator is of an earlier release: {error}; speaking its version");
+                continue;
+            }
             Err(error) if error.is_final() || !worker.options.reconnects => return Err(error),
             Ok(()) if !worker.options.reconnects => return Ok(worker.ended()),
             _ if worker.lifecycle == Lifecycle::Draining && worker.last_heard.elapsed() > GIVE_UP => {
@@ -207,6 +222,8 @@ struct Worker {
     options: SessionOptions,
     slots: u32,
     instance: Identifier,
+    /// What we speak: less than we could with a coordinator of the release before.
+    protocol: u32,
     desk: Desk,
     library: Arc<Library>,
     work: JoinSet<v1::Report>,
@@ -231,6 +248,7 @@ impl Worker {
         let hello = Hello {
             name: self.options.name.clone(),
             device: self.options.device.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             slots: self.slots,
             model: self.device.description().clone(),
             instance: self.instance,
@@ -238,7 +256,8 @@ impl Worker {
             leases: self.desk.leases(),
         };
         // The channel is new and empty: the send cannot fail or wait.
-        let _ = outbound.send(message(v1::worker_message::Message::Hello(hello_to_wire(&hello)))).await;
+        let hello = v1::Hello { protocol: self.protocol, ..hello_to_wire(&hello) };
+        let _ = outbound.send(message(v1::worker_message::Message::Hello(hello))).await;
         let mut client = self.client.clone();
         let greeting = async {
             let mut inbound = client.work(ReceiverStream::new(messages)).await?.into_inner();

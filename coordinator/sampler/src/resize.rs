@@ -4,13 +4,15 @@
 
 use std::f64::consts::PI;
 
+use bytes::Bytes;
+
 use super::units::{ImageSize, PixelRect};
 
-/// An 8-bit RGB picture, rows top to bottom.
+/// An 8-bit RGB picture, rows top to bottom. Clones share their pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
     size: ImageSize,
-    rgb: Vec<u8>,
+    rgb: Bytes,
 }
 
 impl Picture {
@@ -18,7 +20,7 @@ impl Picture {
     pub fn new(size: ImageSize, rgb: Vec<u8>) -> Self {
         assert!(size.width > 0 && size.height > 0, "a picture has pixels");
         assert_eq!(rgb.len(), size.width as usize * size.height as usize * 3, "a pixel has three bytes");
-        Self { size, rgb }
+        Self { size, rgb: rgb.into() }
     }
 
     /// Width and height.
@@ -31,18 +33,23 @@ impl Picture {
         &self.rgb
     }
 
+    /// The same, to be shared or cut without a copy.
+    pub fn bytes(&self) -> Bytes {
+        self.rgb.clone()
+    }
+
     /// The picture at another size, as [`Resize`] has it.
     pub fn resized(&self, to: ImageSize) -> Self {
         let resize = Resize::new(self.size, to);
         let all = PixelRect::all(to);
         let source = resize.source(all);
-        Self { size: to, rgb: resize.part(all, &self.part(source)) }
+        Self { size: to, rgb: resize.part(all, &self.part(source)).into() }
     }
 
     /// The pixels of a part of it, which must lie inside.
     pub fn part(&self, rect: PixelRect) -> Vec<u8> {
         if rect == PixelRect::all(self.size) {
-            return self.rgb.clone();
+            return self.rgb.to_vec();
         }
         let stride = self.size.width as usize * 3;
         let rows = self.rgb.chunks_exact(stride).skip(rect.top as usize).take(rect.height as usize);

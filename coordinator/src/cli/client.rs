@@ -1,12 +1,15 @@
 //! A person's connection to a coordinator.
 
+use std::time::Duration;
+
 use gigasmith_proto::convert::{render_status_from_wire, worker_status_from_wire};
 use gigasmith_proto::domain::{RenderStatus, WorkerStatus};
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_proto::v1::control_client::ControlClient;
+use gigasmith_proto::v1::submit_request::Part;
 use gigasmith_worker::connect::{ConnectArgs, Token, describe};
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -14,18 +17,51 @@ use tonic::transport::Channel;
 use super::download::Download;
 use super::failure::Failure;
 use super::tell;
+use crate::control::version::Stated;
 use crate::sampler::resize::Picture;
 
 /// Bytes of an answer: the list of many thousand renders.
 const ANSWER: usize = 256 << 20;
 /// Bytes of pixels in one message.
 const PIECE: usize = 1 << 20;
+/// How often a render is submitted whose answer is lost, and the pause before the next time.
+const SUBMISSIONS: u32 = 5;
+const RESUBMIT: Duration = Duration::from_secs(1);
 
 /// The coordinator, as people see it.
 #[derive(Debug)]
 pub(super) struct Client {
-    control: ControlClient<InterceptedService<Channel, Token>>,
+    control: ControlClient<InterceptedService<Channel, Stated<Token>>>,
     args: ConnectArgs,
+}
+
+/// A page of a farm's renders.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) renders: Vec<RenderStatus>,
+    /// The token of the next page; empty where there is none.
+    pub(super) next: String,
+    /// How many renders have ended, in all.
+    pub(super) ended: u64,
+}
+
+/// A submission in pieces; they share the picture's pixels.
+fn parts(
+    submission: v1::Submission,
+    picture: Option<&Picture>,
+) -> impl Stream<Item = v1::SubmitRequest> + Send + 'static {
+    let first = v1::SubmitRequest { part: Some(Part::Submission(submission)) };
+    let pixels = picture.map(Picture::bytes).unwrap_or_default();
+    let pieces = (0..pixels.len()).step_by(PIECE).map(move |at| {
+        let end = (at + PIECE).min(pixels.len());
+        v1::SubmitRequest { part: Some(Part::Pixels(pixels.slice(at..end))) }
+    });
+    tokio_stream::iter(std::iter::once(first).chain(pieces))
+}
+
+/// Whether it is the connection that failed, and nobody has answered.
+fn is_broken(status: &tonic::Status) -> bool {
+    std::error::Error::source(status).is_some()
 }
 
 /// How the coordinator says no, or how the connection to it broke.
@@ -33,7 +69,7 @@ fn refused(args: &ConnectArgs) -> impl Fn(tonic::Status) -> Failure {
     move |status| {
         let message = status.message().to_owned();
         match status.code() {
-            _ if std::error::Error::source(&status).is_some() => args.unreachable(&describe(&status)).into(),
+            _ if is_broken(&status) => args.unreachable(&describe(&status)).into(),
             tonic::Code::InvalidArgument => Failure::Usage(message),
             tonic::Code::Unimplemented => Failure::Farm(format!(
                 "the coordinator does not know this call ({message}): use the same release of gigasmith on both \
@@ -55,42 +91,57 @@ impl Client {
             tell("warning: the connection is not encrypted: the token can be read on the way; use https://");
         }
         let channel = args.connect().await?;
-        let control = ControlClient::with_interceptor(channel, token).max_decoding_message_size(ANSWER);
+        let control =
+            ControlClient::with_interceptor(channel, Stated(token)).max_decoding_message_size(ANSWER);
         Ok(Self { control, args: args.clone() })
     }
 
-    /// Submits a render; returns it and what the user should know.
+    /// Submits a render; returns it and what the user should know. When the connection breaks before the answer is
+    /// there it is submitted again, under the same key: it is accepted once.
     pub(super) async fn submit(
         &mut self,
         submission: v1::Submission,
-        picture: Option<Picture>,
+        picture: Option<&Picture>,
     ) -> Result<(RenderStatus, Vec<String>), Failure> {
-        use v1::submit_request::Part;
-        let first = v1::SubmitRequest { part: Some(Part::Submission(submission)) };
-        let pixels = picture.map(|p| bytes::Bytes::from(p.rgb().to_vec())).unwrap_or_default();
-        let pieces = (0..pixels.len()).step_by(PIECE).map(move |at| {
-            let end = (at + PIECE).min(pixels.len());
-            v1::SubmitRequest { part: Some(Part::Pixels(pixels.slice(at..end))) }
-        });
-        let parts = tokio_stream::iter(std::iter::once(first).chain(pieces));
-        let answer = self.control.submit(parts).await.map_err(refused(&self.args))?.into_inner();
+        let mut attempts = 1..SUBMISSIONS;
+        let answer = loop {
+            let answered = self.control.submit(parts(submission.clone(), picture)).await;
+            match answered {
+                Err(status) if is_broken(&status) && attempts.next().is_some() => {
+                    tell("the connection broke before the answer came: submitting again, as the same render");
+                    tokio::time::sleep(RESUBMIT).await;
+                }
+                answered => break answered.map_err(refused(&self.args))?.into_inner(),
+            }
+        };
         let accepted = answer.render.ok_or_else(|| Failure::farm("the coordinator's answer is empty"))?;
         Ok((render(accepted)?, answer.warnings))
     }
 
-    pub(super) async fn renders(&mut self, id: Option<&str>) -> Result<Vec<RenderStatus>, Failure> {
-        let request = v1::ListRendersRequest { id: id.unwrap_or_default().to_owned() };
+    /// Unfinished renders and at most so many ended ones; with the token of the page before those that follow.
+    pub(super) async fn renders(&mut self, page_size: u32, token: &str) -> Result<Page, Failure> {
+        let request =
+            v1::ListRendersRequest { page_size, page_token: token.to_owned(), ..Default::default() };
         let answer = self.control.list_renders(request).await.map_err(refused(&self.args))?.into_inner();
-        answer.renders.into_iter().map(render).collect()
+        let v1::ListRendersResponse { renders, next_page_token: next, ended } = answer;
+        Ok(Page { renders: renders.into_iter().map(render).collect::<Result<_, _>>()?, next, ended })
+    }
+
+    /// One render.
+    pub(super) async fn render(&mut self, id: &str) -> Result<RenderStatus, Failure> {
+        let request = v1::ListRendersRequest { id: id.to_owned(), ..Default::default() };
+        let answer = self.control.list_renders(request).await.map_err(refused(&self.args))?.into_inner();
+        let found = answer.renders.into_iter().next();
+        render(found.ok_or_else(|| Failure::farm(format!("the coordinator says nothing of render `{id}`")))?)
+    }
+
+    /// Removes an ended render.
+    pub(super) async fn remove(&mut self, id: &str) -> Result<(), Failure> {
+        let request = v1::RemoveRenderRequest { id: id.to_owned() };
+        self.control.remove_render(request).await.map(drop).map_err(refused(&self.args))
     }
 
     /// The next status of a render that is followed; `None` when it has ended.
-    /// One render.
-    pub(super) async fn render(&mut self, id: &str) -> Result<RenderStatus, Failure> {
-        let found = self.renders(Some(id)).await?.into_iter().next();
-        found.ok_or_else(|| Failure::farm(format!("the coordinator says nothing of render `{id}`")))
-    }
-
     pub(super) async fn next(
         &self,
         stream: &mut Streaming<v1::Render>,

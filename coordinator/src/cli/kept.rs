@@ -227,7 +227,8 @@ impl Keeping {
         let stored = match there {
             Some(stored) => stored,
             None => {
-                let new = NewRender { id: name, order: store::order_now(), request, priority: 0 };
+                let (order, key) = (store::order_now(), Identifier::random());
+                let new = NewRender { id: name, order, request, priority: 0, key };
                 let record = self.store.add(new, inputs).await.map_err(fail)?;
                 Stored { record, spec: None, state: StateRecord::queued(0) }
             }

@@ -1,4 +1,4 @@
-//! `status`, `watch`, `pause`, `continue`, `cancel`, `priority`, `fetch` and `workers`: what people do with
+//! `status`, `watch`, `pause`, `continue`, `cancel`, `rm`, `priority`, `fetch` and `workers`: what people do with
 //! a farm's renders and workers.
 
 use std::path::PathBuf;
@@ -16,14 +16,21 @@ use super::follow::{duration, each, ended, follow, goes_on, progress};
 use super::{interrupted, print, submit};
 use crate::output::{Kind, check_replaceable};
 
+/// Ended renders that `status` shows, and that one answer holds with `--all`.
+const ENDED: u32 = 20;
+const PAGE: u32 = 500;
+
 /// Arguments of `gigasmith status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
-    /// The render; all of them unless given.
+    /// The render; unless given the unfinished ones, in the order they are served, and the newest that have ended.
     id: Option<String>,
+    /// All that have ended.
+    #[arg(long, conflicts_with = "id")]
+    all: bool,
     #[command(flatten)]
     connect: ConnectArgs,
-    /// Print JSON: an object for one render, an array for all.
+    /// Print JSON: an object for one render, an array for several.
     #[arg(long)]
     json: bool,
 }
@@ -40,7 +47,7 @@ pub(super) struct WatchArgs {
     json: bool,
 }
 
-/// Arguments of `pause`, `continue` and `cancel`.
+/// Arguments of `pause`, `continue`, `cancel` and `rm`.
 #[derive(Debug, Args)]
 pub(super) struct ChangeArgs {
     /// The renders.
@@ -136,14 +143,36 @@ enum WorkersAction {
 
 pub(super) async fn status(args: StatusArgs) -> Result<(), Failure> {
     let mut client = Client::connect(&args.connect).await?;
-    let renders = client.renders(args.id.as_deref()).await?;
-    match (args.json, &args.id, &renders[..]) {
-        (true, Some(_), [one]) => print(&pretty(&json(one))),
-        (true, ..) => print(&pretty(&renders.iter().map(json).collect::<Vec<_>>())),
-        (false, None, []) => print("no renders"),
-        (false, Some(_), [one]) => print(&detail(one)),
-        (false, ..) => print(&table(&renders)),
+    if let Some(id) = &args.id {
+        let one = client.render(id).await?;
+        return print(&if args.json { pretty(&json(&one)) } else { detail(&one) });
     }
+    let mut page = client.renders(ENDED, "").await?;
+    let mut renders = std::mem::take(&mut page.renders);
+    while args.all && !page.next.is_empty() {
+        page = client.renders(PAGE, &page.next).await?;
+        renders.append(&mut page.renders);
+    }
+    if args.json {
+        return print(&pretty(&renders.iter().map(json).collect::<Vec<_>>()));
+    }
+    let shown = renders.iter().filter(|r| r.state.is_final()).count() as u64;
+    match &renders[..] {
+        [] => print("no renders"),
+        renders => print(&table(renders)),
+    }?;
+    match page.ended.saturating_sub(shown) {
+        0 => Ok(()),
+        more => print(&format!("and {more} more that have ended: --all shows them")),
+    }
+}
+
+/// Removes each render.
+pub(super) async fn remove(args: ChangeArgs) -> Result<(), Failure> {
+    let mut client = Client::connect(&args.connect).await?;
+    let mut act = async |id: &str| client.remove(id).await.map(|()| id.to_owned());
+    let to_json = |id: &String| serde_json::json!({ "id": id, "state": "removed" });
+    each_of(&args.ids, args.json, &mut act, to_json, |id, _| format!("{id} is removed")).await
 }
 
 pub(super) async fn watch(args: WatchArgs) -> Result<(), Failure> {
@@ -342,7 +371,7 @@ fn table(renders: &[RenderStatus]) -> String {
 
 fn worker_table(workers: &[WorkerStatus]) -> String {
     let mut rows = vec![
-        ["NAME", "STATE", "MODEL", "CLASS", "BUSY", "DONE", "FAILED", "S/TASK", "WHY"]
+        ["NAME", "STATE", "MODEL", "CLASS", "BUSY", "DONE", "FAILED", "S/TASK", "VERSION", "WHY"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -364,6 +393,7 @@ fn worker_table(workers: &[WorkerStatus]) -> String {
             w.done.to_string(),
             w.failed.to_string(),
             pace,
+            w.version.clone(),
             w.reason.clone(),
         ]
     }));

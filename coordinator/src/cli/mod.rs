@@ -99,6 +99,8 @@ enum Command {
     Continue(manage::ChangeArgs),
     /// Give renders up.
     Cancel(manage::ChangeArgs),
+    /// Remove ended renders of a farm, with their pictures.
+    Rm(manage::ChangeArgs),
     /// Give a render another priority.
     Priority(manage::PriorityArgs),
     /// Get a finished render's picture, latents or plan.
@@ -230,6 +232,7 @@ async fn run_once(command: Command) -> Result<(), Failure> {
         Command::Pause(args) => manage::change(args, Change::Paused(true)).await,
         Command::Continue(args) => manage::change(args, Change::Paused(false)).await,
         Command::Cancel(args) => manage::change(args, Change::Cancel(true)).await,
+        Command::Rm(args) => manage::remove(args).await,
         Command::Priority(args) => manage::priority(args).await,
         Command::Fetch(args) => manage::fetch(args).await,
         Command::Workers(args) => manage::workers(args).await,

@@ -86,7 +86,7 @@ pub(super) async fn run(args: ResumeArgs, stop: CancellationToken) -> Result<(),
             let room = Room { files: &files, scratch: &scratch, store: keeping.folder(), pictures: 1 };
             room.check(final_size(spec))?;
         }
-        args.go_on(&keeping, stored, files, &mut display).await?;
+        Box::pin(args.go_on(&keeping, stored, files, &mut display)).await?;
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ use crate::store::{self, Claim, RenderStore, StoreError};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long renders may take to end, each with a last checkpoint.
+/// How long renders may take to end, each with a last checkpoint, and requests in flight.
 const FAREWELL: Duration = Duration::from_secs(25);
 /// How often it is looked whether another coordinator has taken over the store.
 const WATCH: Duration = Duration::from_secs(10);
@@ -98,9 +98,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         claim: Some(claim.clone()),
     };
     let jobs = Jobs::new(farm.clone(), store.clone(), options);
-    let routes = control::routes(farm, jobs.clone(), Gate::new(token.as_deref())).await;
+    let tasks = net::Tasks::default();
+    let routes = control::routes(farm, jobs.clone(), Gate::new(token.as_deref()), tasks.clone()).await;
     let incoming = doorman::incoming(listener, args.max_connections as usize);
-    let mut server = tokio::spawn(net::serve(server, routes, incoming));
+    let mut server = tokio::spawn(net::serve(server, routes, incoming, tasks.closing()));
     let shutdown = CancellationToken::new();
     let mut running = tokio::spawn(jobs.run(shutdown.clone()));
     let mut lost = None;
@@ -123,12 +124,14 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     }
     tracing::info!("stopping, after a last checkpoint of each render: they are taken up at the next start");
     shutdown.cancel();
+    tasks.stop();
+    // Submissions and downloads under way as well.
+    let all = async { tokio::join!(running, &mut server, tasks.ended()) };
     tokio::select! {
-        _ = tokio::time::timeout(FAREWELL, running) => {}
+        _ = tokio::time::timeout(FAREWELL, all) => {}
         // Asked twice, it ends at once.
         _ = asked_again() => {}
     }
-    // Workers hold their streams open for ever: they reconnect to the next coordinator.
     server.abort();
     lost.map_or(Ok(()), Err)
 }

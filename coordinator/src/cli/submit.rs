@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use clap::{Args, ValueEnum};
+use gigasmith_proto::domain::Identifier;
 use gigasmith_proto::v1;
 use gigasmith_worker::cli::DtypeArg;
 use gigasmith_worker::connect::ConnectArgs;
@@ -178,8 +179,9 @@ impl SubmitArgs {
                 settings: serde_json::to_string(&settings).expect("a request is plain data"),
                 plan: asked.inputs.plan.clone().unwrap_or_default(),
                 picture: picture.map(|p| v1::Size { width: p.size().width, height: p.size().height }),
+                key: Identifier::random().0.to_vec().into(),
             };
-            let (render, warnings) = client.submit(submission, asked.inputs.picture.clone()).await?;
+            let (render, warnings) = client.submit(submission, picture).await?;
             accepted.lock().expect("no holder panics").push(Accepted { seed, id: render.id.clone() });
             warnings.iter().for_each(|w| tell(&format!("warning: {w}")));
             match self.json {

@@ -3,19 +3,20 @@
 use std::time::Duration;
 
 use gigasmith_proto::convert::{render_status_to_wire, worker_status_to_wire};
-use gigasmith_proto::domain::WorkerChange;
+use gigasmith_proto::domain::{Identifier, WorkerChange};
 use gigasmith_proto::v1;
 use gigasmith_proto::v1::change_render_request::Change;
 use gigasmith_proto::v1::control_server::{Control, ControlServer};
 use gigasmith_proto::v1::submit_request::Part;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
-use tokio::time::timeout;
-use tokio_stream::StreamExt;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::farm::{Farm, WorkerError};
 use crate::jobs::{JobChange, JobError, JobSubmission, Jobs};
+use crate::net::Tasks;
 use crate::request::{RenderRequest, RequestInputs};
 use crate::sampler::cascade::MAX_AREA;
 use crate::sampler::resize::Picture;
@@ -31,20 +32,28 @@ const MAX_MESSAGE: usize = 64 << 20;
 const WATCH: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 
 /// The service that people speak to.
-pub fn server(jobs: Jobs) -> ControlServer<impl Control> {
-    ControlServer::new(Service { farm: jobs.farm().clone(), jobs, pictures: Semaphore::new(PICTURES) })
+pub fn server(jobs: Jobs, tasks: Tasks) -> ControlServer<impl Control> {
+    ControlServer::new(Service { farm: jobs.farm().clone(), jobs, tasks, pictures: Semaphore::new(PICTURES) })
         .max_decoding_message_size(MAX_MESSAGE)
 }
 
 struct Service {
     jobs: Jobs,
     farm: Farm,
+    tasks: Tasks,
     /// Pictures taken in at a time: each is held in memory until it is stored.
     pictures: Semaphore,
 }
 
-/// How long the next piece of a picture may take.
-const PIXELS: Duration = Duration::from_secs(60);
+/// How slowly a picture's pixels may come: slower ones would keep others from their place.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// What the first may take, and what the rest may be late by.
+    grace: Duration,
+    bytes_per_second: f64,
+}
+
+const PACE: Pace = Pace { grace: Duration::from_secs(60), bytes_per_second: 65_536.0 };
 
 /// See [`Service::pictures`].
 const PICTURES: usize = 2;
@@ -95,10 +104,17 @@ async fn read<'a>(
                 return Err(Status::invalid_argument(message));
             }
             place = Some(pictures.acquire().await.expect("the semaphore is never closed"));
-            Some(read_pixels(ImageSize { width, height }, &mut parts).await?)
+            Some(read_pixels(ImageSize { width, height }, &mut parts, PACE).await?)
         }
     };
+    let key = match &first.key[..] {
+        [] => None,
+        key => Some(Identifier(key.try_into().map_err(|_| {
+            Status::invalid_argument(format!("the submission's key has {} bytes: give 16", key.len()))
+        })?)),
+    };
     let submission = JobSubmission {
+        key,
         id: Some(first.id).filter(|id| !id.is_empty()),
         priority: first.priority,
         request,
@@ -107,13 +123,29 @@ async fn read<'a>(
     Ok((submission, place))
 }
 
-async fn read_pixels(size: ImageSize, parts: &mut Streaming<v1::SubmitRequest>) -> Result<Picture, Status> {
+async fn read_pixels(
+    size: ImageSize,
+    parts: &mut (impl Stream<Item = Result<v1::SubmitRequest, Status>> + Unpin),
+    pace: Pace,
+) -> Result<Picture, Status> {
     let wanted = bytes_of(size);
-    // It grows as pixels arrive: a size alone takes no memory.
+    // One buffer, handed on as it is; its pages are taken as pixels fill them.
     let mut pixels = Vec::new();
+    let too_large = |_| Status::resource_exhausted(format!("no memory for a picture of {size}"));
+    pixels.try_reserve_exact(wanted).map_err(too_large)?;
+    let begun = Instant::now();
     while pixels.len() < wanted {
-        let next = timeout(PIXELS, parts.message()).await;
-        match next.map_err(|_| Status::deadline_exceeded("the picture's pixels stopped coming"))?? {
+        let earned = Duration::from_secs_f64(pixels.len() as f64 / pace.bytes_per_second);
+        let next = timeout_at(begun + pace.grace + earned, parts.next()).await;
+        let next = next.map_err(|_| {
+            Status::deadline_exceeded(format!(
+                "the picture's pixels come too slowly: {} of {wanted} bytes in {} s, at least {} KiB/s are needed",
+                pixels.len(),
+                begun.elapsed().as_secs(),
+                pace.bytes_per_second / 1024.0
+            ))
+        })?;
+        match next.transpose()? {
             Some(v1::SubmitRequest { part: Some(Part::Pixels(piece)) })
                 if pixels.len() + piece.len() <= wanted =>
             {
@@ -148,13 +180,42 @@ impl Control for Service {
         &self,
         request: Request<v1::ListRendersRequest>,
     ) -> Result<Response<v1::ListRendersResponse>, Status> {
-        let id = request.into_inner().id;
-        let found = match id.is_empty() {
-            true => self.jobs.statuses().await,
-            false => vec![self.jobs.status(&id).await.ok_or_else(|| status(JobError::Unknown(id)))?],
+        let request = request.into_inner();
+        let shown = request.filter();
+        let v1::ListRendersRequest { id, page_size, page_token, .. } = request;
+        if !id.is_empty() {
+            let found = self.jobs.status(&id).await.ok_or_else(|| status(JobError::Unknown(id)))?;
+            let renders = vec![render_status_to_wire(found)];
+            return Ok(Response::new(v1::ListRendersResponse { renders, ..Default::default() }));
+        }
+        let mut found = match (shown, page_token.is_empty()) {
+            // They are few, and come with the first page.
+            (v1::RenderFilter::Unspecified | v1::RenderFilter::Unfinished, true) => {
+                self.jobs.unfinished().await
+            }
+            _ => Vec::new(),
         };
-        let renders = found.into_iter().map(render_status_to_wire).collect();
-        Ok(Response::new(v1::ListRendersResponse { renders }))
+        let mut next = None;
+        if shown != v1::RenderFilter::Unfinished {
+            let limit = if page_size == 0 { usize::MAX } else { page_size as usize };
+            let page =
+                self.jobs.ended(Some(page_token).filter(|t| !t.is_empty()), limit).await.map_err(status)?;
+            found.extend(page.0);
+            next = page.1;
+        }
+        Ok(Response::new(v1::ListRendersResponse {
+            renders: found.into_iter().map(render_status_to_wire).collect(),
+            next_page_token: next.unwrap_or_default(),
+            ended: self.jobs.ended_count() as u64,
+        }))
+    }
+
+    async fn remove_render(
+        &self,
+        request: Request<v1::RemoveRenderRequest>,
+    ) -> Result<Response<v1::RemoveRenderResponse>, Status> {
+        self.jobs.remove(&request.into_inner().id).await.map_err(status)?;
+        Ok(Response::new(v1::RemoveRenderResponse {}))
     }
 
     async fn watch_render(
@@ -166,7 +227,7 @@ impl Control for Service {
         let mut changed = self.jobs.versions();
         let (sender, receiver) = mpsc::channel(4);
         let jobs = self.jobs.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn_until_stop(async move {
             let mut last = None;
             // It ends with the render, or when nobody listens any more.
             while let Some(now) = jobs.status(&id).await {
@@ -217,7 +278,7 @@ impl Control for Service {
         };
         let Fetched { total, mut pieces, .. } = self.jobs.fetch(&request.id, part).await.map_err(status)?;
         let (sender, receiver) = mpsc::channel(2);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             while let Some(piece) = pieces.next().await {
                 let piece = piece.map_err(|e| Status::unavailable(format!("the store failed: {e}")));
                 let Piece { file, bytes } = match piece {
@@ -261,6 +322,45 @@ impl Control for Service {
             Ok(worker) => Ok(Response::new(worker_status_to_wire(worker))),
             Err(error @ WorkerError::Unknown { .. }) => Err(Status::not_found(error.to_string())),
             Err(error @ WorkerError::Closed) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pieces of so many bytes, each after a pause.
+    fn pieces(
+        bytes: usize,
+        pause: Duration,
+    ) -> impl Stream<Item = Result<v1::SubmitRequest, Status>> + Unpin {
+        let part = move || Some(Part::Pixels(vec![7; bytes].into()));
+        Box::pin(tokio_stream::iter(0..).then(move |_: u32| async move {
+            tokio::time::sleep(pause).await;
+            Ok(v1::SubmitRequest { part: part() })
+        }))
+    }
+
+    #[tokio::test]
+    async fn pixels_must_come_at_some_rate() {
+        let size = ImageSize { width: 64, height: 64 };
+        let pace = Pace { grace: Duration::from_millis(100), bytes_per_second: 1000.0 };
+        // Each piece in time, and all of them never.
+        let status = read_pixels(size, &mut pieces(1, Duration::from_millis(60)), pace).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+        assert!(status.message().contains("too slowly"), "{status:?}");
+        // Later than the grace, at a fair rate.
+        let picture = read_pixels(size, &mut pieces(3072, Duration::from_millis(60)), pace).await.unwrap();
+        assert!(picture.size() == size && picture.rgb().iter().all(|&v| v == 7));
+    }
+
+    #[tokio::test]
+    async fn pixels_that_do_not_fit_are_refused() {
+        let size = ImageSize { width: 2, height: 1 };
+        for bytes in [4, 7] {
+            let status = read_pixels(size, &mut pieces(bytes, Duration::ZERO), PACE).await.unwrap_err();
+            assert!(status.message().contains("needs 6 bytes"), "{status:?}");
         }
     }
 }

@@ -17,21 +17,23 @@ use super::owner::{Command, Connection};
 use super::table::LeaseId;
 use super::{Farm, TaskError, check};
 use crate::metrics::{Direction, Metrics};
+use crate::net::{Tasks, Until};
 
 /// The service that workers speak to.
-pub fn server(farm: Farm) -> FarmServer<impl FarmRpc> {
-    FarmServer::new(Service { farm })
+pub fn server(farm: Farm, tasks: Tasks) -> FarmServer<impl FarmRpc> {
+    FarmServer::new(Service { farm, tasks })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 struct Service {
     farm: Farm,
+    tasks: Tasks,
 }
 
 #[tonic::async_trait]
 impl FarmRpc for Service {
-    type WorkStream = ReceiverStream<Result<v1::CoordinatorMessage, Status>>;
+    type WorkStream = Until<ReceiverStream<Result<v1::CoordinatorMessage, Status>>>;
 
     async fn work(
         &self,
@@ -61,7 +63,7 @@ impl FarmRpc for Service {
             }
         });
         told.await.map_err(|_| closed())?.map_err(Status::failed_precondition)?;
-        Ok(Response::new(ReceiverStream::new(outbound)))
+        Ok(Response::new(self.tasks.until_stop(ReceiverStream::new(outbound))))
     }
 
     async fn get_conditioning(

@@ -27,6 +27,8 @@ pub struct Changes {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     entries: BTreeMap<String, Entry>,
+    /// Ids by nonce.
+    nonces: BTreeMap<String, String>,
     unfinished: BTreeSet<String>,
     /// By order.
     ended: BTreeSet<(u64, String)>,
@@ -42,6 +44,11 @@ pub(super) struct Book {
 impl Book {
     pub(super) fn get(&self, id: &str) -> Option<&Entry> {
         self.entries.get(id)
+    }
+
+    /// The render whose submission had this nonce.
+    pub(super) fn of_nonce(&self, nonce: &str) -> Option<String> {
+        self.nonces.get(nonce).cloned()
     }
 
     /// Renders that have not ended.
@@ -78,6 +85,7 @@ impl Book {
         let id = entry.id.clone();
         self.last_order = self.last_order.max(entry.summary.order);
         let before = self.take(&id);
+        self.nonces.insert(entry.summary.nonce.clone(), id.clone());
         self.entries.insert(id.clone(), entry);
         self.touch(&id);
         before
@@ -86,6 +94,7 @@ impl Book {
     fn take(&mut self, id: &str) -> Option<Entry> {
         let entry = self.entries.remove(id)?;
         self.unfinished.remove(id);
+        self.nonces.remove(&entry.summary.nonce);
         self.ended.remove(&(entry.summary.order, id.to_owned()));
         self.changes.remove(&entry.changed);
         Some(entry)

@@ -14,7 +14,7 @@ use crate::farm::{Lane, Underway};
 use crate::output::Kind;
 use crate::raster::Scratch;
 use crate::render::Live;
-use crate::request::RenderRequest;
+use crate::request::{RenderRequest, RequestError};
 use crate::spec::RenderSpec;
 use crate::store::{Fetched, Part, PictureFile, ResultPlace, StateRecord};
 use crate::view::StoredPicture;
@@ -47,13 +47,17 @@ impl Jobs {
     /// this one does, as an earlier one said.
     pub async fn ended(
         &self,
-        before: Option<&str>,
+        before: Option<String>,
         limit: usize,
     ) -> Result<(Vec<RenderStatus>, Option<String>), JobError> {
         self.loaded().await;
         let cursor =
             |text: &str| Some((text.split_once('-')?.0.parse().ok()?, text.split_once('-')?.1.to_owned()));
-        let from = before.map(|text| cursor(text).ok_or_else(|| JobError::Unknown(text.to_owned())));
+        let from = before.map(|text| {
+            let unknown =
+                || RequestError::Other(format!("{text:?} is no place in the list: begin at its start"));
+            cursor(&text).ok_or_else(unknown)
+        });
         let from = from.transpose()?;
         let (ids, next) = {
             let book = self.book();
@@ -65,8 +69,16 @@ impl Jobs {
         Ok((self.statuses_of(ids).await, next))
     }
 
+    /// How many renders have ended, by how.
+    pub fn ended_counts(&self) -> Vec<(RenderState, usize)> {
+        let states = [RenderState::Done, RenderState::Cancelled, RenderState::Failed];
+        let book = self.book();
+        let count = |state| book.ended(None).filter(|e| e.phase.state() == state).count();
+        states.into_iter().map(|state| (state, count(state))).collect()
+    }
+
     /// How many renders have ended.
-    pub fn count_ended(&self) -> usize {
+    pub fn ended_count(&self) -> usize {
         self.book().count_ended()
     }
 

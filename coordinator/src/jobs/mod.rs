@@ -12,6 +12,7 @@
 mod book;
 mod change;
 mod entry;
+mod keys;
 mod load;
 mod look;
 mod phase;
@@ -22,7 +23,7 @@ mod run;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use gigasmith_proto::domain::{ModelDescription, RenderState, RenderStatus};
+use gigasmith_proto::domain::{Identifier, ModelDescription, RenderState, RenderStatus};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,6 +37,7 @@ use crate::store::{
 use book::Book;
 pub use book::Changes;
 use entry::Entry;
+use keys::Keys;
 pub use look::Beside;
 use phase::{Next, Phase};
 use queue::Decision;
@@ -92,6 +94,8 @@ pub struct JobSubmission {
     pub request: RenderRequest,
     /// What comes along.
     pub inputs: RequestInputs,
+    /// Drawn by whoever submits, once for each render: a second submission with it is the first again.
+    pub key: Option<Identifier>,
 }
 
 /// A change to a render.
@@ -128,6 +132,8 @@ struct Shared {
     /// Ends all sessions, each after a last checkpoint.
     stopping: CancellationToken,
     book: Mutex<Book>,
+    /// Keys of submissions under way.
+    keys: Keys,
     /// Something changed that may let a render start.
     changed: Notify,
     /// Whether the store's renders are known.
@@ -149,6 +155,7 @@ impl Jobs {
             options: JobsOptions { active: options.active.max(1), ..options },
             stopping: CancellationToken::new(),
             book: Mutex::default(),
+            keys: Keys::default(),
             changed: Notify::new(),
             loaded: watch::Sender::new(false),
             tasks: TaskTracker::new(),
@@ -213,8 +220,20 @@ impl Jobs {
         self.0.tasks.spawn(work).await.unwrap_or_else(|e| Err(JobError::Bug(e.to_string())))
     }
 
+    /// Accepts a submission once: with a key that was seen, the render that was accepted is the answer.
     async fn accept(&self, submission: JobSubmission) -> Result<RenderStatus, JobError> {
-        let JobSubmission { id, priority, request, inputs } = submission;
+        self.loaded().await;
+        let key = submission.key.unwrap_or_else(Identifier::random);
+        let _alone = self.0.keys.alone(key).await;
+        let accepted = self.book().of_nonce(&crate::store::nonce(key));
+        match accepted {
+            Some(id) => self.status(&id).await.ok_or(JobError::Unknown(id)),
+            None => self.accept_new(submission, key).await,
+        }
+    }
+
+    async fn accept_new(&self, submission: JobSubmission, key: Identifier) -> Result<RenderStatus, JobError> {
+        let JobSubmission { id, priority, request, inputs, key: _ } = submission;
         if let Some(id) = &id
             && !is_name(id)
         {
@@ -229,7 +248,7 @@ impl Jobs {
             Some(model) => Some(resolve(&request, &inputs.facts(), &model)?),
             None => None,
         };
-        let new = NewRender { id, order: self.next_order(), request, priority };
+        let new = NewRender { id, order: self.next_order(), request, priority, key };
         let record = self.0.store.add(new, &inputs).await?;
         // From here on it exists: whatever fails is tried again.
         let id = record.id.clone();

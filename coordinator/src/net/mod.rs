@@ -7,14 +7,18 @@
 pub mod auth;
 pub mod certs;
 pub mod doorman;
+mod tasks;
 
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::transport::{Server, ServerTlsConfig};
+
+pub use tasks::{Tasks, Until};
 
 /// Bytes in flight per stream: several of the largest patches, so that none waits for a window update.
 const STREAM_WINDOW: u32 = 8 << 20;
@@ -46,16 +50,18 @@ pub fn server(tls: Option<ServerTlsConfig>) -> Result<Server, tonic::transport::
     }
 }
 
-/// Serves `routes` to the connections that `incoming` yields, for ever.
+/// Serves `routes` to the connections that `incoming` yields, until `closing`: then it accepts nothing new, lets
+/// what is in flight end, and returns.
 pub async fn serve<IO, E>(
     mut server: Server,
     routes: Routes,
     incoming: impl Stream<Item = Result<IO, E>> + Send + 'static,
+    closing: CancellationToken,
 ) -> Result<(), tonic::transport::Error>
 where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     IO::ConnectInfo: Clone + Send + Sync + 'static,
     E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
 {
-    server.add_routes(routes).serve_with_incoming(incoming).await
+    server.add_routes(routes).serve_with_incoming_shutdown(incoming, closing.cancelled_owned()).await
 }

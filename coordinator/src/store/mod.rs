@@ -114,6 +114,8 @@ pub struct NewRender {
     pub request: RenderRequest,
     /// Higher goes first.
     pub priority: i32,
+    /// What tells this submission from every other: its record's nonce.
+    pub key: Identifier,
 }
 
 /// A render as the store has it.
@@ -272,7 +274,7 @@ impl RenderStore {
         // Under their own hashes: two submissions that reach for one id cannot mix.
         if let Some(picture) = &inputs.picture {
             let hash = record.picture.as_ref().map_or_else(|| hash_of(picture.rgb()), |p| p.hash.clone());
-            self.write(&self.input_path(id, &hash), picture.rgb().to_vec()).await?;
+            self.write(&self.input_path(id, &hash), picture.bytes()).await?;
         }
         if let Some(plan) = &inputs.plan {
             self.write(&self.input_path(id, &hash_of(plan.as_bytes())), plan.clone().into_bytes()).await?;
@@ -286,11 +288,10 @@ impl RenderStore {
 
     /// Stores a new render under its name, or under the next free id `rN`.
     pub async fn add(&self, new: NewRender, inputs: &RequestInputs) -> Result<RenderRecord, StoreError> {
-        let NewRender { id, order, request, priority } = new;
+        let NewRender { id, order, request, priority, key } = new;
         let picture = inputs.facts().picture;
         let plan = inputs.plan.as_ref().map(|json| hash_of(json.as_bytes()));
-        let Identifier(random) = Identifier::random();
-        let nonce = random.iter().map(|b| format!("{b:02x}")).collect();
+        let nonce = nonce(key);
         let mut record = RenderRecord {
             version: VERSION,
             id: String::new(),
@@ -434,6 +435,11 @@ impl RenderStore {
 pub fn order_now() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(1, |since| since.as_millis() as u64)
+}
+
+/// The nonce of a submission with this key.
+pub fn nonce(Identifier(key): Identifier) -> String {
+    key.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// How inputs are called.

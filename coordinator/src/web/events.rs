@@ -13,18 +13,21 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::net::Tasks;
+
 /// How often a page hears something at least; it counts on three times that.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// Sends what `next` gives under a name: it is asked again when it has answered, at most so often. `None`
-/// ends the stream; the same value is not sent twice.
+/// ends the stream, and so does the server's; the same value is not sent twice.
 pub(super) fn stream<F: Future<Output = Option<Value>> + Send>(
+    tasks: Tasks,
     name: &'static str,
     pause: Duration,
     mut next: impl FnMut() -> F + Send + 'static,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(async move {
+    tasks.spawn_until_stop(async move {
         let mut pings = tokio::time::interval(PING_EVERY);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = String::new();

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use gigasmith_proto::domain::WorkerChange;
 use serde::Deserialize;
@@ -20,12 +20,16 @@ use super::{Problem, assets, canvas, download, edge, events, guard, status, tile
 use crate::farm::{Farm, WorkerError};
 use crate::jobs::{JobChange, JobError, Jobs};
 use crate::metrics::Present;
+use crate::net::Tasks;
 use crate::net::auth::Gate;
 use crate::store::StoreError;
 
 /// Between two states that the pages are told, and between two canvases.
 const STATE_EVERY: Duration = Duration::from_millis(500);
 const CANVAS_EVERY: Duration = Duration::from_millis(500);
+/// Ended renders in an answer: unless said, and at most.
+const ENDED_PAGE: u16 = 50;
+const MAX_ENDED_PAGE: u16 = 1000;
 /// How long a picture that cannot be shown is left alone.
 const TROUBLE: Duration = Duration::from_secs(10);
 
@@ -37,6 +41,7 @@ pub struct FarmPages {
     pictures: Arc<Pictures>,
     /// Everything as JSON, while somebody listens: made once for all of them.
     state: watch::Sender<Value>,
+    tasks: Tasks,
 }
 
 impl std::fmt::Debug for FarmPages {
@@ -47,11 +52,11 @@ impl std::fmt::Debug for FarmPages {
 
 impl FarmPages {
     /// Pages of a coordinator's renders. Must be called within a tokio runtime.
-    pub fn new(farm: Farm, jobs: Jobs) -> Self {
+    pub fn new(farm: Farm, jobs: Jobs, tasks: Tasks) -> Self {
         let state = watch::Sender::new(Value::Null);
-        let pages = Self { jobs, farm, pictures: Arc::default(), state };
+        let pages = Self { jobs, farm, pictures: Arc::default(), state, tasks };
         let (jobs, farm, state) = (pages.jobs.clone(), pages.farm.clone(), pages.state.clone());
-        tokio::spawn(async move {
+        pages.tasks.spawn_until_stop(async move {
             loop {
                 tokio::time::sleep(STATE_EVERY).await;
                 if state.receiver_count() > 0 {
@@ -79,6 +84,8 @@ pub fn routes(pages: FarmPages, gate: Gate) -> Router {
         .route("/api/renders/{id}/tiles/{version}/{level}/{name}", get(tile))
         .route("/api/renders/{id}/picture", get(picture))
         .route("/api/renders/{id}/settings", get(settings))
+        .route("/api/renders", get(list_renders))
+        .route("/api/renders/{id}", delete(remove_render))
         .route("/api/renders/{id}/{change}", post(change_render))
         .route("/api/workers/{change}", post(change_worker))
         .layer(from_fn_with_state(gate.clone(), guard::check))
@@ -106,16 +113,21 @@ pub async fn fallback(headers: HeaderMap) -> Response {
 }
 
 /// Ready: the store's renders are read, and the farm answers.
-async fn readyz(State(pages): State<FarmPages>) -> &'static str {
+async fn readyz(State(pages): State<FarmPages>) -> Result<&'static str, Problem> {
+    if pages.tasks.is_stopping() {
+        let reason = "the coordinator is shutting down, or another one has taken over its store";
+        return Err(Problem(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned()));
+    }
     pages.farm.depth().await;
-    "ok\n"
+    Ok("ok\n")
 }
 
 async fn metrics(State(pages): State<FarmPages>) -> impl IntoResponse {
     let present = Present {
         depth: pages.farm.depth().await,
         workers: pages.farm.workers().await,
-        renders: pages.jobs.statuses().await,
+        renders: pages.jobs.unfinished().await,
+        ended: pages.jobs.ended_counts(),
     };
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], pages.farm.metrics().text(&present))
@@ -127,7 +139,7 @@ async fn state(State(pages): State<FarmPages>) -> Json<Value> {
 
 async fn state_events(State(pages): State<FarmPages>) -> impl IntoResponse {
     let listening = Arc::new(tokio::sync::Mutex::new((pages.state.subscribe(), true)));
-    events::stream("state", Duration::ZERO, move || {
+    events::stream(pages.tasks.clone(), "state", Duration::ZERO, move || {
         let (listening, pages) = (listening.clone(), pages.clone());
         async move {
             let (receiver, is_first) = &mut *listening.lock().await;
@@ -159,7 +171,7 @@ async fn canvas_events(
     // An unknown render is known as such at once.
     pages.jobs.look(&id).await.map_err(Problem::missing)?;
     let seen = Arc::new(tokio::sync::Mutex::new(None));
-    Ok(events::stream("canvas", CANVAS_EVERY, move || {
+    Ok(events::stream(pages.tasks.clone(), "canvas", CANVAS_EVERY, move || {
         let (pages, id, seen) = (pages.clone(), id.clone(), seen.clone());
         async move {
             let seen = &mut *seen.lock().await;
@@ -207,6 +219,61 @@ async fn picture(
 async fn settings(State(pages): State<FarmPages>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     let (request, spec) = pages.jobs.settings(&id).await.map_err(problem)?;
     Ok(Json(status::settings(request, spec)))
+}
+
+/// Which renders are listed.
+#[derive(Debug)]
+struct Listed {
+    is_ended: bool,
+    before: Option<String>,
+    limit: u16,
+}
+
+impl Listed {
+    /// From the part of an address after `?`.
+    fn parse(query: &str) -> Result<Self, Problem> {
+        let wrong = |what: String| Problem(StatusCode::BAD_REQUEST, what);
+        let (mut state, mut before, mut limit) = (None, None, ENDED_PAGE);
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match (&*name, value.parse()) {
+                ("state", _) => state = Some(value.into_owned()),
+                ("before", _) => before = Some(value.into_owned()),
+                ("limit", Ok(number @ 1..=MAX_ENDED_PAGE)) => limit = number,
+                ("limit", _) => return Err(wrong(format!("limit {value} is not 1 to {MAX_ENDED_PAGE}"))),
+                _ => return Err(wrong(format!("unknown: {name}; known are state, before and limit"))),
+            }
+        }
+        let is_ended = match state.as_deref() {
+            Some("ended") => true,
+            Some("unfinished") => false,
+            _ => return Err(wrong("give state=unfinished or state=ended".to_owned())),
+        };
+        Ok(Self { is_ended, before, limit })
+    }
+}
+
+/// The unfinished renders in the order they are served, or a page of the ended ones, the newest first; `before`: where
+/// the page before ended.
+async fn list_renders(
+    State(pages): State<FarmPages>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Value>, Problem> {
+    let Listed { is_ended, before, limit } = Listed::parse(&query.unwrap_or_default())?;
+    let (renders, next) = match is_ended {
+        false => (pages.jobs.unfinished().await, None),
+        true => pages.jobs.ended(before, limit.into()).await.map_err(problem)?,
+    };
+    let beside = |id: &str| pages.jobs.beside(id);
+    let renders: Vec<Value> = renders.iter().map(|r| status::render(r, beside(&r.id))).collect();
+    Ok(Json(json!({ "renders": renders, "next": next, "ended": pages.jobs.ended_count() })))
+}
+
+async fn remove_render(
+    State(pages): State<FarmPages>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    pages.jobs.remove(&id).await.map_err(problem)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn change_render(

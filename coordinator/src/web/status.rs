@@ -23,7 +23,7 @@ pub(super) async fn state(jobs: &Jobs, farm: &Farm) -> Value {
     statuses.extend(ended.map(|(ended, _)| ended).unwrap_or_default());
     let renders: Vec<Value> = statuses.iter().map(|status| render(status, jobs.beside(&status.id))).collect();
     let workers: Vec<Value> = farm.workers().await.iter().map(worker).collect();
-    json!({ "renders": renders, "ended": jobs.count_ended(), "workers": workers, "version": version() })
+    json!({ "renders": renders, "ended": jobs.ended_count(), "workers": workers, "version": version() })
 }
 
 /// A render. Ages are rounded, so that a render at rest stays the same.

@@ -5,6 +5,9 @@
 #[allow(dead_code)]
 mod process;
 
+mod answers;
+mod endings;
+
 use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};
 

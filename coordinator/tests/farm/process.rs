@@ -109,6 +109,10 @@ impl Coordinator {
         self.process.take().expect("it runs");
     }
 
+    pub(crate) fn process(&self) -> &Running {
+        self.process.as_ref().expect("it runs")
+    }
+
     pub(crate) fn terminate(&mut self) -> Option<i32> {
         let mut process = self.process.take().expect("it runs");
         process.signal("TERM");

@@ -84,7 +84,7 @@ export function workerRow(farm) {
       setText(done, `${number(worker.done)} done`);
       setOptional(failed, worker.failed ? `${number(worker.failed)} failed` : "");
       setOptional(reason, worker.reason);
-      setText(kind, [...new Set([worker.device, worker.model, worker.numeric_class])].filter(Boolean).join(" · "));
+      setText(kind, [...new Set([worker.device, worker.model, worker.numeric_class, worker.version])].filter(Boolean).join(" · "));
       const actions = workerActions(worker);
       if ([...buttons.children].map((child) => child.dataset.action).join() !== actions.join()) {
         const held = buttons.contains(document.activeElement);

@@ -100,6 +100,7 @@ pub fn worker_status_to_wire(status: WorkerStatus) -> v1::Worker {
         reason: status.reason,
         fingerprint: status.fingerprint,
         silent_for: status.silent_for,
+        version: status.version,
     }
 }
 
@@ -111,6 +112,7 @@ pub fn worker_status_from_wire(worker: v1::Worker) -> Result<WorkerStatus, WireE
         name: worker.name,
         state,
         device: worker.device,
+        version: worker.version,
         model: worker.model,
         numeric_class: worker.numeric_class,
         fingerprint: worker.fingerprint,

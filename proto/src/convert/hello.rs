@@ -1,7 +1,7 @@
 //! Introductions.
 
 use super::{WireError, model_from_wire, model_to_wire, required};
-use crate::domain::{Hello, Identifier, PROTOCOL, Welcome};
+use crate::domain::{Hello, Identifier, OLDEST_PROTOCOL, PROTOCOL, Welcome};
 use crate::text::{Shown, check_name};
 use crate::v1;
 
@@ -19,13 +19,15 @@ pub fn hello_to_wire(hello: &Hello) -> v1::Hello {
         instance: hello.instance.0.to_vec().into(),
         incarnation: hello.incarnation.map(|i| i.0.to_vec()).unwrap_or_default().into(),
         leases: hello.leases.clone(),
+        version: hello.version.clone(),
     }
 }
 
-/// Reads an introduction. Another version of the protocol is the first thing to be refused.
+/// Reads an introduction. A version of the protocol that is not understood is the first thing to be refused.
 pub fn hello_from_wire(hello: v1::Hello) -> Result<Hello, WireError> {
-    if hello.protocol != PROTOCOL {
-        let expected = "this coordinator speaks version 2: use the same release of gigasmith on both sides";
+    if !(OLDEST_PROTOCOL..=PROTOCOL).contains(&hello.protocol) {
+        let expected =
+            "this coordinator takes versions 2 and 3: use a release of gigasmith that speaks one of them";
         return Err(WireError::invalid("protocol", hello.protocol, expected));
     }
     if !(1..=MAX_SLOTS).contains(&hello.slots) {
@@ -39,6 +41,7 @@ pub fn hello_from_wire(hello: v1::Hello) -> Result<Hello, WireError> {
     Ok(Hello {
         name: name.to_owned(),
         device: Shown(&hello.device).to_string(),
+        version: Shown(&hello.version).to_string(),
         slots: hello.slots,
         model: model_from_wire(required(hello.model, "model")?)?,
         instance: identifier(&hello.instance, "instance")?,

@@ -170,6 +170,8 @@ pub struct WorkerStatus {
     pub state: WorkerState,
     /// What it computes on.
     pub device: String,
+    /// Version of its program; empty where it does not say.
+    pub version: String,
     /// Its model's name.
     pub model: String,
     /// The class of its results.

@@ -7,7 +7,10 @@ use std::time::SystemTime;
 use super::ModelDescription;
 
 /// The version of the conversation that this program speaks.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
+/// The oldest version that it still understands: programs of two releases in a row work together, so that a farm
+/// can be upgraded one machine at a time.
+pub const OLDEST_PROTOCOL: u32 = PROTOCOL - 1;
 
 /// Sixteen random bytes that tell one process from every other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,6 +40,8 @@ pub struct Hello {
     pub name: String,
     /// What it computes on, to show people.
     pub device: String,
+    /// Version of its program, to show people; empty before protocol 3.
+    pub version: String,
     /// Tasks that may be in flight to it, at least 1.
     pub slots: u32,
     /// Its model.

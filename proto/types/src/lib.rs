@@ -15,7 +15,7 @@ pub use array::{Array, ShapeError};
 pub use control::{
     CheckpointStatus, Progressed, RenderState, RenderStatus, WorkerChange, WorkerState, WorkerStatus,
 };
-pub use hello::{Hello, Identifier, PROTOCOL, Welcome};
+pub use hello::{Hello, Identifier, OLDEST_PROTOCOL, PROTOCOL, Welcome};
 pub use model::{
     BetaSchedule, Component, Dtype, Fingerprint, ModelDescription, NumericClass, PAPER_SLIDER_SHARES,
     PredictionType, Preset, ScheduleConfig, TimestepSpacing, VaePair,

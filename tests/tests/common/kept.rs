@@ -12,6 +12,7 @@ use gigasmith_coordinator::spec::{RenderSpec, StagePlans};
 use gigasmith_coordinator::store::{
     Claim, Closed, KeepOptions, NewRender, Outputs, Owner, RenderStore, StoreError, Stored, Tallied, Tally,
 };
+use gigasmith_proto::domain::Identifier;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,7 @@ pub(crate) fn owner(name: &str) -> Owner {
 /// Stores a render under an id.
 pub(crate) async fn add(store: &RenderStore, id: &str, order: u64) -> Result<(), StoreError> {
     let request = RenderRequest { prompt: "a fox".into(), model: "fake".into(), ..RenderRequest::default() };
-    let new = NewRender { id: Some(id.into()), order, request, priority: 0 };
+    let new = NewRender { id: Some(id.into()), order, request, priority: 0, key: Identifier::random() };
     store.add(new, &RequestInputs::default()).await.map(drop)
 }
 

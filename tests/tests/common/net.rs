@@ -58,9 +58,15 @@ impl Coordinator {
         let owner = Owner { incarnation: "a test".into(), name: "a test".into() };
         let options = JobsOptions { active: 2, keep: KeepOptions::default(), owner, claim: None };
         let jobs = Jobs::new(farm.clone(), store, options);
-        let routes = control::routes(farm.clone(), jobs.clone(), Gate::new(None)).await;
+        let routes =
+            control::routes(farm.clone(), jobs.clone(), Gate::new(None), net::Tasks::default()).await;
         let incoming = doorman::incoming(listener, places);
-        let server = tokio::spawn(net::serve(net::server(None).expect("no certificate"), routes, incoming));
+        let server = tokio::spawn(net::serve(
+            net::server(None).expect("no certificate"),
+            routes,
+            incoming,
+            CancellationToken::new(),
+        ));
         let shutdown = CancellationToken::new();
         tokio::spawn(jobs.clone().run(shutdown.clone()));
         Self { farm, jobs, address, shutdown, server }

@@ -29,6 +29,7 @@ pub(super) enum Wish {
 pub(super) struct Member {
     pub(super) name: String,
     pub(super) device: String,
+    pub(super) version: String,
     pub(super) slots: u32,
     pub(super) model: Arc<ModelDescription>,
     pub(super) wish: Wish,
@@ -119,6 +120,7 @@ impl Members {
         let member = Member {
             name,
             device: hello.device,
+            version: hello.version,
             slots: hello.slots,
             model: model.unwrap_or_else(|| Arc::new(hello.model)),
             wish,

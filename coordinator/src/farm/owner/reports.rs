@@ -236,6 +236,7 @@ impl Owner {
             name: member.name.clone(),
             state,
             device: member.device.clone(),
+            version: member.version.clone(),
             model: member.model.name.clone(),
             numeric_class: member.model.numeric_class.to_string(),
             fingerprint: unet.map_or(String::new(), |(_, f)| f.to_string()),
