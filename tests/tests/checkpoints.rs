@@ -430,7 +430,9 @@ async fn results_of(place: &Place, id: &str) -> Files {
     let found = store.result_place(id, &stored.state, 2).await.unwrap().expect("it is done");
     let mut files: Files = Vec::new();
     for part in [Part::Picture, Part::Latents, Part::Plan] {
-        let mut fetched = store.result(&found, part).await.unwrap().expect("it was stored");
+        let fetched = store.result(&found, part).await.unwrap();
+        let mut fetched =
+            fetched.unwrap_or_else(|| panic!("{part:?} is not there: {found:?} of {:?}", stored.state));
         while let Some(piece) = fetched.pieces.next().await {
             let piece = piece.expect("the store is there");
             let name = format!("{part:?} {}", piece.file);

@@ -76,8 +76,7 @@ fn status(error: JobError) -> Status {
             | StoreError::Unconditional { .. }
             | StoreError::Undeletable(_),
         )
-        | JobError::NotStored(_)
-        | JobError::Closing => Status::unavailable(message),
+        | JobError::NotStored(_) => Status::unavailable(message),
         JobError::Bug(_) => Status::internal(message),
     }
 }

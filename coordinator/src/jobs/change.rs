@@ -8,7 +8,7 @@ use std::time::Duration;
 use gigasmith_proto::domain::{RenderState, RenderStatus};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::phase::{Effect, End, Outcome, Phase};
+use super::phase::{Effect, End, Next, Outcome, Phase};
 use super::{JobChange, JobError, Jobs};
 use crate::store::{Claim, StateRecord, StoreError, StoredState};
 
@@ -23,6 +23,15 @@ impl Jobs {
         let unknown = || JobError::Unknown(id.to_owned());
         let changing = self.with(id, |e| e.changing.clone()).ok_or_else(unknown)?;
         let one_at_a_time = changing.lock().await;
+        let claim = self.with(id, |e| e.session.as_ref()?.claim.clone()).flatten();
+        if let Some(claim) = &claim {
+            // What another has by now is that one's to change.
+            let checked = self.0.store.check(claim).await;
+            self.let_go_of_lost(id, &checked);
+            if let Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) = checked {
+                return Err(lost.into());
+            }
+        }
         let refused = |state: RenderState, reason| JobError::State { id: id.to_owned(), state, reason };
         let made = self.update(id, |entry| {
             let effect = entry.phase.change(change).map_err(|reason| refused(entry.phase.state(), reason))?;
@@ -39,11 +48,11 @@ impl Jobs {
             return self.status(id).await.ok_or_else(unknown);
         }
         if let Some((mut ended, lane)) = session {
-            let has_claim = self.tell_session(id, effect);
+            self.tell_session(id, effect);
             if let (JobChange::Priority(priority), Some(lane)) = (change, lane) {
                 lane.prioritise(priority).await;
             }
-            if effect == Effect::Abort || !has_claim && effect == Effect::Leave {
+            if effect == Effect::Abort || claim.is_none() && effect == Effect::Leave {
                 // Without its last word nobody can tell what became of it.
                 let _ = ended.wait_for(|over| *over).await;
             }
@@ -53,7 +62,7 @@ impl Jobs {
             let reason = "it had ended before it could be given up";
             return Err(refused(phase.state(), reason));
         }
-        let stored = self.store_state(id).await;
+        let stored = self.store_state(id, claim).await;
         drop(one_at_a_time);
         match stored {
             Ok(()) => {}
@@ -71,18 +80,30 @@ impl Jobs {
         self.status(id).await.ok_or_else(unknown)
     }
 
-    /// Tells a session to leave or to end. Whether it has the right to write.
-    fn tell_session(&self, id: &str, effect: Effect) -> bool {
-        let told = self.with(id, |entry| {
-            let session = entry.session.as_ref()?;
+    /// Tells a session to leave or to end.
+    fn tell_session(&self, id: &str, effect: Effect) {
+        self.with(id, |entry| {
+            let Some(session) = &entry.session else { return };
             match effect {
                 Effect::Leave => session.stop.cancel(),
                 Effect::Abort => session.abort.abort(),
                 Effect::Nothing | Effect::Store => {}
             }
-            Some(session.claim.is_some())
         });
-        told.flatten().unwrap_or(false)
+    }
+
+    /// Another coordinator has it, or it was removed: its session ends, and it rests here.
+    fn let_go_of_lost(&self, id: &str, checked: &Result<(), StoreError>) {
+        let Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) = checked else { return };
+        tracing::error!(id, error = %lost, "a render is given up here");
+        let reason = lost.to_string();
+        self.update(id, |entry| match &entry.session {
+            Some(session) => {
+                session.abort.abort();
+                entry.phase = Phase::Leaving(Next::Lost(reason));
+            }
+            None => entry.phase = Phase::Paused { reason, elsewhere: true },
+        });
     }
 
     /// What follows when a session has ended.
@@ -108,31 +129,28 @@ impl Jobs {
         });
     }
 
-    /// Writes a render's state to the store. The caller sees to it that it is the only one.
-    async fn store_state(&self, id: &str) -> Result<(), JobError> {
+    /// Writes a render's state to the store, with its session's claim or one of its own. The caller sees to it that
+    /// it is the only one.
+    async fn store_state(&self, id: &str, claim: Option<Claim>) -> Result<(), JobError> {
         let store = &self.0.store;
-        let now = self.with(id, |e| {
-            let claim = e.session.as_ref().and_then(|s| s.claim.clone());
-            (e.state_record(), claim, matches!(e.phase, Phase::Paused { elsewhere: true, .. }))
-        });
-        let Some((state, claim, is_elsewhere)) = now else { return Ok(()) };
+        let is_lost =
+            |p: &Phase| matches!(p, Phase::Paused { elsewhere: true, .. } | Phase::Leaving(Next::Lost(_)));
+        let now = self.with(id, |e| (e.state_record(), is_lost(&e.phase)));
+        let Some((state, is_elsewhere)) = now else { return Ok(()) };
         if is_elsewhere {
             return Ok(());
         }
-        let stored = match &claim {
-            Some(claim) => store.set_state(id, claim, &state).await,
+        let stored = match claim {
+            Some(claim) => {
+                let stored = store.set_state(id, &claim, &state).await;
+                if stored.is_ok() && state.state == StoredState::Cancelled {
+                    self.tidy(id.to_owned(), claim, state);
+                }
+                stored
+            }
             None => self.claim_and_store(id, &state).await?,
         };
-        if let Err(lost @ (StoreError::Superseded { .. } | StoreError::Removed(_))) = &stored {
-            tracing::error!(id, error = %lost, "a render is given up here");
-            let reason = lost.to_string();
-            self.update(id, |entry| {
-                entry.session.iter().for_each(|s| s.abort.abort());
-                if entry.session.is_none() {
-                    entry.phase = Phase::Paused { reason, elsewhere: true };
-                }
-            });
-        }
+        self.let_go_of_lost(id, &stored);
         Ok(stored?)
     }
 
@@ -189,7 +207,7 @@ impl Jobs {
     /// ends.
     async fn store_surely(&self, id: &str) {
         for pause in [1, 5, 20].into_iter().chain(std::iter::repeat(60)) {
-            match self.store_state(id).await {
+            match self.store_state(id, None).await {
                 Err(JobError::Store(error @ StoreError::Store { .. })) => {
                     tracing::warn!(id, %error, retry_in = pause, "a state could not be stored");
                 }
@@ -209,7 +227,7 @@ impl Jobs {
         let _one_at_a_time = changing.lock().await;
         let phase = self.with(id, |e| e.phase.clone()).ok_or_else(unknown)?;
         if !phase.has_ended() {
-            let reason = "only a render that has ended is removed: `gigasmith cancel` gives it up";
+            let reason = "cancel it first";
             return Err(JobError::State { id: id.to_owned(), state: phase.state(), reason });
         }
         let (store, id_there) = (self.0.store.clone(), id.to_owned());

@@ -75,9 +75,6 @@ pub enum JobError {
         "the change is made, but could not be stored yet; this is tried again while the coordinator runs: {0}"
     )]
     NotStored(StoreError),
-    /// The coordinator ends.
-    #[error("the coordinator is shutting down: ask again when it is back")]
-    Closing,
     /// A panic.
     #[error("a bug in gigasmith, please report it: {0}")]
     Bug(String),
@@ -214,9 +211,6 @@ impl Jobs {
         &self,
         work: impl Future<Output = Result<T, JobError>> + Send + 'static,
     ) -> Result<T, JobError> {
-        if self.0.stopping.is_cancelled() {
-            return Err(JobError::Closing);
-        }
         self.0.tasks.spawn(work).await.unwrap_or_else(|e| Err(JobError::Bug(e.to_string())))
     }
 

@@ -40,6 +40,8 @@ pub(super) enum Next {
     Pause(String),
     /// It is given up.
     Cancel,
+    /// Another coordinator has it, or it was removed: how that was told.
+    Lost(String),
 }
 
 /// How a render ended.
@@ -113,7 +115,7 @@ impl Phase {
         match self {
             Self::Queued | Self::Leaving(Next::Queue) => RenderState::Queued,
             Self::Starting | Self::Running => RenderState::Running,
-            Self::Paused { .. } | Self::Leaving(Next::Pause(_)) => RenderState::Paused,
+            Self::Paused { .. } | Self::Leaving(Next::Pause(_) | Next::Lost(_)) => RenderState::Paused,
             Self::Leaving(Next::Cancel) | Self::Ended(End::Cancelled) => RenderState::Cancelled,
             Self::Ended(End::Done) => RenderState::Done,
             Self::Ended(End::Failed(_)) => RenderState::Failed,
@@ -124,7 +126,7 @@ impl Phase {
     pub(super) fn reason(&self) -> &str {
         match self {
             Self::Paused { reason, .. }
-            | Self::Leaving(Next::Pause(reason))
+            | Self::Leaving(Next::Pause(reason) | Next::Lost(reason))
             | Self::Ended(End::Failed(reason)) => reason,
             _ => "",
         }
@@ -140,6 +142,7 @@ impl Phase {
             (JobChange::Continue, Self::Ended(End::Failed(_))) => (Self::Queued, Effect::Store),
             (_, Self::Ended(_)) => return Err(ENDED),
             (_, Self::Leaving(Next::Cancel)) => return Err(GIVEN_UP),
+            (_, Self::Leaving(Next::Lost(_))) => return Err(ELSEWHERE),
             (JobChange::Continue, Self::Paused { .. }) => (Self::Queued, Effect::Store),
             (JobChange::Continue, Self::Leaving(Next::Pause(_))) => {
                 (Self::Leaving(Next::Queue), Effect::Store)
@@ -176,6 +179,7 @@ impl Phase {
         *self = match (outcome, &*self) {
             // Somebody else decides what becomes of it.
             (Outcome::Lost(reason), _) => paused(reason, true),
+            (_, Self::Leaving(Next::Lost(reason))) => paused(reason.clone(), true),
             (Outcome::Done, _) => Self::Ended(End::Done),
             (Outcome::Cancelled, _) | (_, Self::Leaving(Next::Cancel)) => Self::Ended(End::Cancelled),
             (Outcome::Failed(reason), _) => Self::Ended(End::Failed(reason)),

@@ -190,11 +190,11 @@ impl RenderStore {
         }
     }
 
-    /// Removes what was only needed to go on with a render, and results that its state does not name. The state
-    /// must be stored and say `done` or `cancelled`.
-    pub async fn discard(&self, id: &str, claim: &Claim) -> Result<(), StoreError> {
+    /// Removes what was only needed to go on with a render, and results other than the one that its state names.
+    /// What is kept is told, not read: a state that was read is one that somebody newer may be giving up.
+    async fn discard(&self, id: &str, claim: &Claim, keeps: Option<ResultRecord>) -> Result<(), StoreError> {
         self.check(claim).await?;
-        let keeps = self.state(id).await?.and_then(|s| s.result).map(|r| self.results(id, r.epoch));
+        let keeps = keeps.map(|result| self.results(id, result.epoch));
         for part in ["checkpoints", "blobs"] {
             self.delete_below(&self.path(id, part)).await?;
         }
@@ -212,9 +212,14 @@ impl RenderStore {
         Ok(())
     }
 
-    /// [`Self::discard`], and says so in the state, which must be the one that is stored.
+    /// Removes what nobody needs of a render that has ended, and says so in its state. `state`: as it is stored, `done`
+    /// or `cancelled`.
     pub async fn tidy(&self, id: &str, claim: &Claim, state: StateRecord) -> Result<(), StoreError> {
-        self.discard(id, claim).await?;
+        if state.result.is_some_and(|result| result.epoch != claim.epoch) {
+            // Another's: from here on a state of ours names it, and no late one.
+            self.set_state(id, claim, &state).await?;
+        }
+        self.discard(id, claim, state.result).await?;
         self.set_state(id, claim, &StateRecord { tidied: true, ..state }).await
     }
 

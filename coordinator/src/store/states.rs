@@ -20,6 +20,8 @@ use super::{Claim, RenderStore, StateRecord, StoreError, Stored, json};
 
 /// States that are read at a time.
 const AT_A_TIME: usize = 48;
+/// How often states are listed again when what was listed is gone.
+const RELISTS: usize = 5;
 
 /// A render as a listing shows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +55,19 @@ impl RenderStore {
     /// The newest state; `None` where none was written. One that is damaged is passed over; with nothing but
     /// damage the render has failed, with the damage as its reason.
     pub(super) async fn state(&self, id: &str) -> Result<Option<StateRecord>, StoreError> {
+        for _ in 0..RELISTS {
+            let (names, newest) = self.try_state(id).await?;
+            // States that are listed and gone were given up for a newer one.
+            if newest.is_some() || !names {
+                return Ok(newest);
+            }
+        }
+        let path = self.states(id).to_string();
+        Err(StoreError::Damaged { path, reason: "what it lists is not there".into() })
+    }
+
+    /// Whether any are listed, and the newest.
+    async fn try_state(&self, id: &str) -> Result<(bool, Option<StateRecord>), StoreError> {
         let mut names = self.state_names(id).await?;
         // The listing may be a little behind.
         while let Some(&ManifestName { epoch, sequence }) = names.last() {
@@ -62,13 +77,14 @@ impl RenderStore {
             }
             names.push(next);
         }
-        self.newest_of(id, names).await
+        Ok((!names.is_empty(), self.newest_of(id, names).await?))
     }
 
     async fn newest_of(&self, id: &str, names: Vec<ManifestName>) -> Result<Option<StateRecord>, StoreError> {
         let mut damage = None;
+        let of_version_1 = names.is_empty().then(|| self.path(id, "state.json"));
         let paths = names.into_iter().rev().map(|name| self.state_path(id, name));
-        for path in paths.chain([self.path(id, "state.json")]) {
+        for path in paths.chain(of_version_1) {
             match self.get_versioned::<StateRecord>(&path).await {
                 Ok(Some(state)) => return Ok(Some(state)),
                 // Given up for a newer one since it was listed.

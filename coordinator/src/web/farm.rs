@@ -326,7 +326,7 @@ fn problem(error: JobError) -> Problem {
         JobError::Unknown(_) => StatusCode::NOT_FOUND,
         JobError::State { .. } => StatusCode::CONFLICT,
         JobError::Request(_) | JobError::Name(_) => StatusCode::BAD_REQUEST,
-        JobError::Store(_) | JobError::Closing => StatusCode::SERVICE_UNAVAILABLE,
+        JobError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         JobError::Bug(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     Problem(code, error.to_string())
