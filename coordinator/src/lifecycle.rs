@@ -24,8 +24,8 @@ use crate::render::{
 use crate::request::RequestError;
 use crate::spec::{RenderSpec, StagePlans};
 use crate::store::{
-    Claim, Closed, KeepOptions, Keeper, KeeperStart, Outputs, Owner, RenderStore, Restored, Starts,
-    StateRecord, StoreError, Stored, StoredState, Summary, Tallied, Told,
+    Claim, Closed, KeepOptions, Keeper, KeeperStart, Outputs, Owner, RenderStore, Restored, ResultRecord,
+    Starts, StateRecord, StoreError, Stored, StoredState, Summary, Tallied, Told,
 };
 
 /// Between two attempts to write what was made.
@@ -324,12 +324,13 @@ impl Lifecycle {
         let outputs = at_leisure(|| host.outputs(&rendered, stored));
         drop(rendered);
         let outputs = outputs.map_err(Failed::Encode)?;
+        let mut result = None;
         loop {
             let delivery = host.deliver(&outputs);
             let is_written = matches!(delivery, Delivery::Written);
             host.phase("storing the picture");
             let kept = tokio::select! {
-                kept = self.store_result(host, (claim, stored), &outputs) => Some(kept),
+                kept = self.store_result(host, (claim, stored), &outputs, &mut result) => Some(kept),
                 () = self.stop.cancelled() => None,
             };
             match kept {
@@ -372,15 +373,19 @@ impl Lifecycle {
         host: &mut H,
         (claim, stored): (&Claim, &Stored),
         outputs: &Outputs,
+        stored_result: &mut Option<ResultRecord>,
     ) -> Result<StateRecord, StoreError> {
         // What makes files beside us ends when we do.
         let ending = CancellationToken::new();
         let _ends = ending.clone().drop_guard();
         let shown = host.told();
         let told: Told = Arc::new(move |done, all| !ending.is_cancelled() && shown(done, all));
-        let result = self.store.put_result(&self.id, claim, outputs, told).await?;
+        // Once it is whole it is not written again: a state may name it already, though the answer was lost.
+        if stored_result.is_none() {
+            *stored_result = Some(self.store.put_result(&self.id, claim, outputs, told).await?);
+        }
         let done = self.stored_state(host, stored, StoredState::Done);
-        let done = StateRecord { result: Some(result), ..done };
+        let done = StateRecord { result: *stored_result, ..done };
         self.store.set_state(&self.id, claim, &done).await?;
         host.stored(&done);
         Ok(done)

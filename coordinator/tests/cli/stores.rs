@@ -40,7 +40,7 @@ fn a_store_that_ignores_conditions_or_knows_no_bulk_deletion_works() {
         let (code, said) = ended(bucket.run(folder.path(), &[&WHOLE[..], &["s3://bucket/r"]].concat(), &[]));
         assert_eq!(code, Some(0), "{said}");
         let left = bucket.keys();
-        assert!(left.iter().any(|k| k == "r/renders/n/result.png"), "{left:?}");
+        assert!(left.iter().any(|k| k == "r/renders/n/results/00000001/result.png"), "{left:?}");
         assert!(!left.iter().any(|k| k.contains("probe-") || k.contains("/blobs/")), "{left:?}");
         assert!(!bucket.requests().iter().any(|r| r.starts_with("POST") && r.contains("delete")));
         said
