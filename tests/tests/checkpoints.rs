@@ -186,8 +186,8 @@ fn given(place: &Place, lane: Arc<Lane>, plan: PlanKind, id: &str, who: &str) ->
     let stop = CancellationToken::new();
     let (store, id, owner) = (place.store(), id.into(), owner(who));
     let (stop_after, some, format) = (usize::MAX, Arc::default(), Format::default());
-    let (spec, counts_tiles) = (spec(plan), false);
-    Given { store, lane, spec, format, id, owner, options, stop, stop_after, counts_tiles, some }
+    let (spec, counts_tiles, most_starts) = (spec(plan), false, None);
+    Given { store, lane, spec, format, id, owner, options, stop, stop_after, counts_tiles, some, most_starts }
 }
 
 /// Stopped again and again, each time with a last checkpoint.
@@ -478,7 +478,8 @@ async fn faults(seed: u64, farm: &EmbeddedFarm, expected: &[Expected; 2]) -> com
     let (kind, wanted) = &results[draws.below(3) as usize];
     let faulty = Faulty::new(seed, faults);
     let place = Place { objects: Arc::new(faulty.clone()), root: Path::from("x") };
-    while add(&place.store(), "r", 1).await.is_err_and(|e| !matches!(e, StoreError::Taken(_))) {}
+    let whole = Place { objects: faulty.inner.clone(), root: Path::from("x") };
+    add(&whole.store(), "r", 1).await.expect("nothing fails yet");
     let mut beside = tokio::task::JoinSet::new();
     for run in 0..400 {
         let mut given = given(&place, lane_of(farm).await, *plan, "r", &format!("run {run}"));
@@ -517,7 +518,6 @@ async fn faults(seed: u64, farm: &EmbeddedFarm, expected: &[Expected; 2]) -> com
             // Whoever made it, everything of it is there, to the byte.
             Some(Attempt::Already) => {
                 beside.shutdown().await;
-                let whole = Place { objects: faulty.inner.clone(), root: Path::from("x") };
                 let made = results_of(&whole, "r").await;
                 let other =
                     made.iter().zip(wanted).find(|(a, b)| a != b).map(|(a, b)| (&a.0, a.1.len(), b.1.len()));
@@ -558,6 +558,48 @@ async fn whatever_a_store_does_no_manifest_is_wrong_and_the_bytes_are_right() {
             [total.manifests, total.torn, total.lost_answers, total.refused, total.stale, total.deleted];
         assert!(came.iter().all(|n| *n > 10), "every kind of fault came: {total:?}");
     }
+    farm.stop().await;
+}
+
+/// What kills its process again and again from the same point is held back; what gets further is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_render_that_never_gets_further_is_stuck_after_three_starts() {
+    let farm = farm();
+    let place = Place { objects: Arc::new(InMemory::new()), root: Path::from("x") };
+    add(&place.store(), "r", 1).await.expect("the id is free");
+    let start = async |stop_after| {
+        let mut given = given(&place, lane_of(&farm).await, PlanKind::Balanced, "r", "again");
+        (given.most_starts, given.stop_after) = (Some(3), stop_after);
+        // No checkpoint but the first of a stage.
+        given.options.every = Duration::from_secs(3600);
+        given
+    };
+    let crash = async || {
+        let given = start(usize::MAX).await;
+        let some = given.some.clone();
+        // Dropped in the middle, as a crash leaves it.
+        tokio::select! {
+            ended = given.attempt() => panic!("{:?}", ended.0),
+            () = some.notified() => {}
+        }
+    };
+    let mut stuck = None;
+    for crashes in 1..20 {
+        crash().await;
+        let state = place.store().read("r").await.unwrap().expect("it is there").state;
+        if state.starts.count >= 3 {
+            stuck = Some(crashes);
+            break;
+        }
+    }
+    assert!(stuck.is_some_and(|crashes| crashes >= 3), "{stuck:?}");
+    assert!(matches!(start(usize::MAX).await.attempt().await.0, Attempt::Stuck(3)));
+    // A start that a person makes is not counted, and one that ends by itself clears the count.
+    let mut given = start(30).await;
+    given.most_starts = None;
+    assert!(matches!(given.attempt().await.0, Attempt::Stopped(Closed::Kept)));
+    let ended = start(usize::MAX).await.attempt().await.0;
+    assert!(matches!(ended, Attempt::Done(..)), "{ended:?}");
     farm.stop().await;
 }
 

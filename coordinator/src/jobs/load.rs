@@ -95,6 +95,11 @@ impl Jobs {
         }
     }
 
+    /// Whether the store's renders are known.
+    pub fn is_loaded(&self) -> bool {
+        *self.0.loaded.borrow()
+    }
+
     /// Waits until the store's renders are known, or the coordinator ends.
     pub(super) async fn loaded(&self) {
         let mut loaded = self.0.loaded.subscribe();

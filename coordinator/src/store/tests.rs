@@ -183,3 +183,114 @@ fn urls_without_a_store_are_explained() {
     }
     assert!(open("memory:///").is_ok());
 }
+
+type Streamed<T> = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = T> + Send>>;
+
+/// A store that knows which uploads in parts are open.
+#[derive(Debug, Clone, Default)]
+struct Counting {
+    inner: Arc<InMemory>,
+    open: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl std::fmt::Display for Counting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a store that counts")
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    upload: Box<dyn object_store::MultipartUpload>,
+    open: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl object_store::MultipartUpload for Open {
+    /// The last part never comes.
+    fn put_part(&mut self, data: PutPayload) -> object_store::UploadPart {
+        match data.content_length() < SMALL {
+            true => Box::pin(std::future::pending()),
+            false => self.upload.put_part(data),
+        }
+    }
+    async fn complete(&mut self) -> object_store::Result<object_store::PutResult> {
+        self.open.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        self.upload.complete().await
+    }
+    async fn abort(&mut self) -> object_store::Result<()> {
+        self.open.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        self.upload.abort().await
+    }
+}
+
+#[tonic::async_trait]
+impl ObjectStore for Counting {
+    async fn put_opts(
+        &self,
+        path: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> object_store::Result<object_store::PutResult> {
+        self.inner.put_opts(path, payload, options).await
+    }
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        options: object_store::PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
+        self.open.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let upload = self.inner.put_multipart_opts(path, options).await?;
+        Ok(Box::new(Open { upload, open: self.open.clone() }))
+    }
+    async fn get_opts(
+        &self,
+        path: &Path,
+        options: object_store::GetOptions,
+    ) -> object_store::Result<object_store::GetResult> {
+        self.inner.get_opts(path, options).await
+    }
+    fn delete_stream(
+        &self,
+        paths: Streamed<object_store::Result<Path>>,
+    ) -> Streamed<object_store::Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+    fn list(
+        &self,
+        prefix: Option<&Path>,
+    ) -> Streamed<object_store::Result<object_store::ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+    async fn list_with_delimiter(
+        &self,
+        prefix: Option<&Path>,
+    ) -> object_store::Result<object_store::ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: object_store::CopyOptions,
+    ) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_given_up_leaves_no_parts() {
+    let counting = Counting::default();
+    let store = RenderStore::new(Arc::new(counting.clone()), Path::default());
+    let path = Path::from("large");
+    // Cancelled, as a render is that somebody gives up.
+    let writing = store.write(&path, vec![7; 2 * SMALL + 1]);
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(50), writing).await.is_err());
+    while counting.open.load(std::sync::atomic::Ordering::SeqCst) > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(store.get(&path).await.unwrap().is_none());
+    store.write(&path, vec![7; 2 * SMALL]).await.unwrap();
+    assert_eq!(counting.open.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(store.get(&path).await.unwrap().unwrap().len(), 2 * SMALL);
+}

@@ -118,6 +118,10 @@ async fn readyz(State(pages): State<FarmPages>) -> Result<&'static str, Problem>
         let reason = "the coordinator is shutting down, or another one has taken over its store";
         return Err(Problem(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned()));
     }
+    if !pages.jobs.is_loaded() {
+        let reason = "the renders of the store are being read";
+        return Err(Problem(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned()));
+    }
     pages.farm.depth().await;
     Ok("ok\n")
 }

@@ -7,6 +7,7 @@ mod process;
 
 mod answers;
 mod endings;
+mod places;
 
 use std::io::{BufReader, Read};
 use std::time::{Duration, Instant};

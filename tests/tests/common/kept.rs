@@ -36,6 +36,8 @@ pub(crate) enum Attempt {
     Stopped(Closed),
     /// The store failed before it began.
     Store(StoreError),
+    /// It was started so often without getting further.
+    Stuck(u32),
     Render(RenderError),
 }
 
@@ -46,6 +48,7 @@ impl std::fmt::Debug for Attempt {
             Self::Done(_, claim) => write!(f, "done in epoch {}", claim.epoch),
             Self::Already => write!(f, "done before"),
             Self::Stopped(closed) => write!(f, "stopped: {closed:?}"),
+            Self::Stuck(count) => write!(f, "stuck after {count} starts"),
             Self::Store(error) => write!(f, "{error}"),
             Self::Render(error) => write!(f, "{error}"),
         }
@@ -145,6 +148,8 @@ pub(crate) struct Given {
     pub(crate) counts_tiles: bool,
     /// Told when it is well under way.
     pub(crate) some: Arc<Notify>,
+    /// Starts from one point after which it is stuck.
+    pub(crate) most_starts: Option<u32>,
 }
 
 impl Given {
@@ -161,7 +166,7 @@ impl Given {
             metrics: Default::default(),
             stop: stop.clone(),
             farewell: Duration::from_secs(30),
-            most_starts: None,
+            most_starts: self.most_starts,
         };
         let mut watch = Watch {
             given: self,
@@ -185,6 +190,7 @@ impl Given {
             Ended::Lost(error) => Attempt::Stopped(Closed::Lost(error)),
             Ended::Failed(Failed::Store(error), _) => Attempt::Store(error),
             Ended::Failed(Failed::Render(error), _) => Attempt::Render(error),
+            Ended::Stuck(count) => Attempt::Stuck(count),
             other => panic!("nothing here asks for {other:?}"),
         };
         (attempt, tally)
