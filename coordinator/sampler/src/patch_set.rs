@@ -1,4 +1,5 @@
-//! A set of patches, kept as ranges: what is committed is nearly everything before some point.
+//! A set of patches, one bit each; as ranges where it is stored, for what is committed is nearly everything before
+//! some point.
 
 use super::units::PatchId;
 

@@ -199,8 +199,10 @@ impl Keeping {
     pub(super) async fn read(&self, id: &str) -> Result<Stored, Failure> {
         let found = self.store.read(id).await.map_err(|e| self.failure(e))?;
         let (url, list) = (&self.url, self.command("renders", ""));
-        found
-            .ok_or_else(|| Failure::Input(format!("there is no render `{id}` in {url}: `{list}` lists them")))
+        let elsewhere = elsewhere(url);
+        found.ok_or_else(|| {
+            Failure::Input(format!("there is no render `{id}` in {url}: `{list}` lists them{elsewhere}"))
+        })
     }
 
     fn command(&self, verb: &str, id: &str) -> String {
@@ -309,9 +311,18 @@ pub(super) fn open_existing(url: &str) -> Result<RenderStore, Failure> {
     };
     match folder.filter(|folder| !Path::new(folder).is_dir()) {
         Some(folder) => {
-            Err(Failure::Input(format!("there is no store in the folder {folder}: pass --store")))
+            let elsewhere = elsewhere(url);
+            Err(Failure::Input(format!("there is no store in the folder {folder}: pass --store{elsewhere}")))
         }
         None => store::open(url).map_err(Failure::output),
+    }
+}
+
+/// Where else to look, when it is not in the default store: in that of a farm, and of earlier releases.
+fn elsewhere(url: &str) -> &'static str {
+    match url == DEFAULT_STORE && Path::new("gigasmith-store/renders").is_dir() {
+        true => "; or look in the other store that is here: --store gigasmith-store",
+        false => "",
     }
 }
 

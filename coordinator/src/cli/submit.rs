@@ -18,6 +18,7 @@ use super::follow::{ended, follow, goes_on};
 use super::kept::quoted;
 use super::settings::{Asked, PictureArgs};
 use super::{interrupted, manage, print, tell};
+use crate::jobs::{JobError, is_name};
 use crate::output::{Format, Kind};
 use crate::request::RenderRequest;
 
@@ -119,6 +120,9 @@ pub(super) async fn run(args: SubmitArgs) -> Result<(), Failure> {
         save_plan: args.save_plan.clone(),
         clobber: args.clobber,
     };
+    if let Some(name) = args.name.as_ref().filter(|name| !is_name(name)) {
+        return Err(Failure::usage(JobError::Name(name.clone())));
+    }
     let format = args.format()?;
     if !args.files().is_empty() {
         files.check(&asked.seeds)?;

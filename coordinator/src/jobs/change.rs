@@ -20,6 +20,7 @@ impl Jobs {
     }
 
     async fn make_change(&self, id: &str, change: JobChange) -> Result<RenderStatus, JobError> {
+        self.loaded().await;
         let unknown = || JobError::Unknown(id.to_owned());
         let changing = self.with(id, |e| e.changing.clone()).ok_or_else(unknown)?;
         let one_at_a_time = changing.lock().await;
@@ -222,6 +223,7 @@ impl Jobs {
 
     /// Removes a render that has ended, and everything of it.
     pub async fn remove(&self, id: &str) -> Result<(), JobError> {
+        self.loaded().await;
         let unknown = || JobError::Unknown(id.to_owned());
         let changing = self.with(id, |e| e.changing.clone()).ok_or_else(unknown)?;
         let _one_at_a_time = changing.lock().await;

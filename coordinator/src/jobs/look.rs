@@ -167,6 +167,7 @@ impl Jobs {
 
     /// The picture of a finished render, to be read in parts; `None`: it is Deep Zoom, which is many files.
     pub async fn picture_file(&self, id: &str) -> Result<Option<PictureFile>, JobError> {
+        self.loaded().await;
         let (place, unique) = self.place_of(id).await?;
         match self.0.store.picture_file(&place, &unique).await? {
             Some(file) => Ok(Some(file)),
@@ -177,6 +178,7 @@ impl Jobs {
 
     /// What can be seen of a render, and which of its tasks are under way. An error: there is no such render.
     pub async fn look(&self, id: &str) -> Result<(Option<Arc<Live>>, Vec<Underway>), JobError> {
+        self.loaded().await;
         let session = |e: &Entry| e.session.as_ref().map(|s| (s.live.clone(), s.lane.clone()));
         let session = self.with(id, session).ok_or_else(|| JobError::Unknown(id.to_owned()))?;
         let Some((live, lane)) = session else { return Ok((None, Vec::new())) };
@@ -203,6 +205,7 @@ impl Jobs {
 
     /// What was asked for, and what it was settled to, once the model is known.
     pub async fn settings(&self, id: &str) -> Result<(RenderRequest, Option<RenderSpec>), JobError> {
+        self.loaded().await;
         let unknown = || JobError::Unknown(id.to_owned());
         let known = self.with(id, |e| Some((e.record.clone()?, e.spec.clone()))).ok_or_else(unknown)?;
         if let Some((record, spec)) = known {

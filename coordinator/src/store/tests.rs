@@ -256,10 +256,7 @@ impl ObjectStore for Counting {
     ) -> Streamed<object_store::Result<Path>> {
         self.inner.delete_stream(paths)
     }
-    fn list(
-        &self,
-        prefix: Option<&Path>,
-    ) -> Streamed<object_store::Result<object_store::ObjectMeta>> {
+    fn list(&self, prefix: Option<&Path>) -> Streamed<object_store::Result<object_store::ObjectMeta>> {
         self.inner.list(prefix)
     }
     async fn list_with_delimiter(

@@ -34,6 +34,33 @@ fn names_that_mean_no_file_are_refused_by_every_command_alike() {
     assert_eq!(std::fs::read_dir(at).unwrap().count(), 0, "nothing is left behind");
 }
 
+/// A plan file counts as what will be drawn, wherever patches are counted.
+#[test]
+fn a_plan_file_is_what_is_estimated_and_budgeted() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let settings = ["-p", "x", "--model", "synthetic:side=16", "--steps", "8", "--stages", "2,4"];
+    let run = |args: &[&str]| {
+        let output = gigasmith(at, &[args, &settings[..]].concat());
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let save = ["render", "-q", "--plan", "paper", "--save-plan", "p.json", "-o", "a.png"];
+    assert_eq!(run(&save).0, Some(0));
+    let plan: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(at.join("p.json")).unwrap()).expect("it is JSON");
+    let stages = plan["stages"].as_array().unwrap();
+    let patches = 8 + stages.iter().map(|s| s["patches"].as_array().unwrap().len()).sum::<usize>();
+    let other_seed = ["--plan-file", "p.json", "--seed", "9"];
+    let (code, json) = run(&[&["estimate", "--json"][..], &other_seed].concat());
+    let estimate: serde_json::Value = serde_json::from_str(&json).expect("it is JSON");
+    assert_eq!((code, estimate["patches"].as_u64()), (Some(0), Some(patches as u64)));
+    let budget = |calls: usize| {
+        let budget = format!("calls={calls}");
+        run(&[&["render", "-q", "-o", "b.png", "--budget", &budget][..], &other_seed].concat()).0
+    };
+    assert_eq!((budget(patches), budget(patches - 1)), (Some(0), Some(2)));
+}
+
 #[test]
 fn what_is_there_is_left_alone_where_that_is_asked() {
     let folder = tempfile::tempdir().unwrap();

@@ -139,7 +139,8 @@ fn a_render_is_seen_from_its_first_patch_to_its_picture() {
     // What is under way is paused and goes on.
     let change = |path: &str| ask(&url, "POST", path, &["X-Gigasmith: 1"], "");
     assert_eq!(change("/api/renders/fox/pause").json()["state"], "paused");
-    assert_eq!(change("/api/renders/fox/continue").json()["state"], "running");
+    let continued = change("/api/renders/fox/continue").json();
+    assert!(continued["state"] == "queued" || continued["state"] == "running", "{continued:#}");
     assert_eq!(change_worker(&url, "drain", "slow").code, 200);
     coordinator.until_done("fox");
     let picture = event(&url, "/api/renders/fox/events", |c| c["kind"] == "picture");
@@ -154,7 +155,8 @@ fn a_render_is_seen_from_its_first_patch_to_its_picture() {
         line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).trim().parse().expect("a number")
     };
     let patches = value("gigasmith_patches_total");
-    assert_eq!(value(r#"gigasmith_tasks_total{kind="patch",outcome="done"}"#), patches);
+    // What was under way when it was paused is done again.
+    assert!(value(r#"gigasmith_tasks_total{kind="patch",outcome="done"}"#) >= patches);
     assert!(patches > 100.0 && value(r#"gigasmith_leases_total{event="granted"}"#) >= patches);
     assert_eq!(value(r#"gigasmith_renders{state="done"}"#), 1.0);
     assert!(

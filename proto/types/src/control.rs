@@ -124,7 +124,7 @@ pub enum WorkerState {
     Working,
     /// It waits for tasks.
     Idle,
-    /// It computes a patch whose answer is known.
+    /// It answers questions whose answers are known.
     Examined,
     /// It finishes what it has, and ends.
     Draining,
