@@ -1,7 +1,7 @@
 //! One render, from spec to picture: the paper's method in the order the paper tells it.
 //!
 //! Every network call is a task of the farm; everything between the calls is the sampler's. This file
-//! only says what follows what: [`Render::step`] leads from a [`Position`] to the next. A render can be left at
+//! only says what follows what: `Render::step` leads from a [`Position`] to the next. A render can be left at
 //! any moment and taken up elsewhere, at the position where it stood: along the way it gives its [`Journal`] the
 //! points it could go on from.
 

@@ -1,6 +1,6 @@
 //! The renders of a coordinator: accepted, queued, run, paused, finished.
 //!
-//! [`phase`], [`queue`] and [`reason`] decide (pure); [`Jobs`] performs: it keeps every render's entry, starts the
+//! `phase.rs`, `queue.rs` and `reason.rs` decide (pure); [`Jobs`] performs: it keeps every render's entry, starts the
 //! ones whose turn it is, and writes changes to the store. A render is stored before it is acknowledged; after a
 //! restart every unfinished one is taken up again from its newest checkpoint, to the same bytes.
 //!

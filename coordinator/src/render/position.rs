@@ -1,6 +1,6 @@
 //! Where a render stands.
 //!
-//! A render goes from position to position ([`super::Render::step`]) until it is [`Position::Written`]. Going on
+//! A render goes from position to position (`Render::step`) until it is [`Position::Written`]. Going on
 //! with one that was left means starting at another position: each has what it needs to go on from there, and
 //! nothing else, so nothing that belongs to an earlier position can be taken by mistake.
 
