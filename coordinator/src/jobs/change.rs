@@ -67,12 +67,11 @@ impl Jobs {
         drop(one_at_a_time);
         match stored {
             Ok(()) => {}
-            Err(error @ JobError::Store(StoreError::Store { .. })) => {
+            Err(JobError::Store(error)) if matches!(error, StoreError::Store { .. }) => {
                 self.0.tasks.spawn({
                     let (jobs, id) = (self.clone(), id.to_owned());
                     async move { jobs.store_surely(&id).await }
                 });
-                let JobError::Store(error) = error else { unreachable!("it is the store's") };
                 return Err(JobError::NotStored(error));
             }
             Err(error) => return Err(error),

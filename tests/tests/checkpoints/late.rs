@@ -127,23 +127,19 @@ impl ObjectStore for Stopped {
 async fn a_coordinator_that_wakes_up_late_spoils_nothing() {
     let farm = common::farm_with(|| Ok(Box::new(Fake::new())));
     let root = || Path::from("x");
-    // As far as its last tiles.
-    let nearly = Arc::new(InMemory::new());
-    let place = Place { objects: nearly.clone(), root: root() };
-    add(&place.store(), "r", 1).await.expect("the id is free");
-    let mut first = given(&place, lane_of(&farm).await, PlanKind::Balanced, "r", "the first");
-    (first.counts_tiles, first.stop_after) = (true, usize::MAX);
-    let counting = first.attempt().await.0;
-    assert!(matches!(counting, Attempt::Done(..)), "{counting:?}");
-    let png = results_of(&place, "r").await;
-    let nearly = Arc::new(InMemory::new());
-    let place = Place { objects: nearly.clone(), root: root() };
+    let undisturbed = Place { objects: Arc::new(InMemory::new()), root: root() };
+    add(&undisturbed.store(), "r", 1).await.expect("the id is free");
+    let alone = given(&undisturbed, lane_of(&farm).await, PlanKind::Balanced, "r", "alone").attempt().await.0;
+    assert!(matches!(alone, Attempt::Done(..)), "{alone:?}");
+    let png = results_of(&undisturbed, "r").await;
+    let submitted = Arc::new(InMemory::new());
+    let place = Place { objects: submitted.clone(), root: root() };
     add(&place.store(), "r", 1).await.expect("the id is free");
     for kind in [Kind::Png, Kind::Tif, Kind::Dzi] {
         let format = Format::new(kind, None).expect("each kind has a usual quality");
         let mut stops = 0;
         for at in 0.. {
-            let objects = Arc::new(nearly.fork());
+            let objects = Arc::new(submitted.fork());
             let stopped = Stopped::new(objects.clone(), at);
             let gate = stopped.gate.clone();
             let behind = Place { objects: Arc::new(stopped), root: root() };
